@@ -1,0 +1,117 @@
+"""Everything that can go wrong with an adapter, as one tree. Only the gateway knows what each means in HTTP.
+
+AdapterError
+├── InvalidAdapterError      an upload that must not reach an engine; carries every fault found
+├── ArchiveError             an archive that cannot be unpacked safely (a single fault, found before anything else)
+├── NotFoundError
+│   ├── AdapterNotFoundError     no such adapter, or not the caller's to see
+│   ├── VersionNotFoundError
+│   ├── TenantNotFoundError
+│   └── KeyNotFoundError
+├── InvalidNameError         a name outside the grammar of `adapters.names`
+├── ConflictError            the state of the registry forbids the change (name taken, no version to roll back to …)
+├── GateRefusedError         a promotion the policy does not allow; carries its reasons
+├── BaseModelError           a base model folder that cannot be read, prepared or served
+├── BlobError                stored bytes are missing or do not match their digest
+├── MergeError               an adapter that cannot be merged
+│   └── ParityError          a merge whose result is not equal to base + adapter
+└── DatabaseError            the registry's database is unreachable or at another schema
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with an upload, said so that its owner can mend it."""
+
+    code: str  # stable, snake_case, for programs
+    message: str
+    where: str  # file, tensor or configuration field
+    fix: str
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+class AdapterError(Exception):
+    """Root of the tree. The message is written for the person who made the request."""
+
+
+class InvalidAdapterError(AdapterError):
+    """An adapter that must not reach an engine. `faults` holds every fault that was found, never only the first."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        shown = "; ".join(fault.message for fault in self.faults[:3])
+        more = f" (and {len(self.faults) - 3} more)" if len(self.faults) > 3 else ""
+        super().__init__(f"The adapter cannot be served: {shown}{more}")
+
+
+class ArchiveError(InvalidAdapterError):
+    """The archive cannot be unpacked safely, so nothing behind it was looked at."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__([fault])
+
+
+class NotFoundError(AdapterError):
+    """Something named does not exist, or may not be seen by whoever asks."""
+
+
+class AdapterNotFoundError(NotFoundError):
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"The model '{name}' does not exist or you do not have access to it.")
+
+
+class VersionNotFoundError(NotFoundError):
+    def __init__(self, name: str, version: int) -> None:
+        super().__init__(f"'{name}' has no version {version}.")
+
+
+class TenantNotFoundError(NotFoundError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is no tenant '{name}'. Create it with: lorikeet tenants create {name}")
+
+
+class KeyNotFoundError(NotFoundError):
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"There is no API key '{key_id}'.")
+
+
+class InvalidNameError(AdapterError):
+    pass
+
+
+class ConflictError(AdapterError):
+    pass
+
+
+class GateRefusedError(AdapterError):
+    """The promotion policy says no."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__("Promotion refused: " + "; ".join(self.reasons))
+
+
+class BaseModelError(AdapterError):
+    pass
+
+
+class BlobError(AdapterError):
+    pass
+
+
+class MergeError(AdapterError):
+    pass
+
+
+class ParityError(MergeError):
+    pass
+
+
+class DatabaseError(AdapterError):
+    pass

@@ -1,0 +1,1 @@
+"""Serves adapters over HTTP. Imports adapters; never trainer, never torch."""

@@ -1,0 +1,1 @@
+"""HTTP endpoints: each parses, calls one function of a room, and answers."""

@@ -1,0 +1,1 @@
+"""Measures a served model over HTTP only. Imports none of the other rooms."""

@@ -1,0 +1,90 @@
+"""The `lorikeet` command. It mounts each room's commands and imports a room only when one of its commands runs."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+
+import click
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+
+@dataclass(frozen=True)
+class Mount:
+    """Where a command lives: `module:attribute` is a typer.Typer. Its help is repeated here so `--help` imports no room."""
+
+    target: str
+    help: str
+
+
+COMMANDS: dict[str, Mount] = {
+    "serve": Mount("gateway.cli:serve_app", "Run gateway and engine in the foreground."),
+    "up": Mount("gateway.cli:up_app", "Start gateway and engine in the background and wait for a real answer."),
+    "down": Mount("gateway.cli:down_app", "Stop what `up` started; leaves no process, socket or shared memory."),
+    "status": Mount("gateway.cli:status_app", "Is it ready, and what does each engine hold?"),
+    "engine": Mount("gateway.cli:engine_app", "State, LoRA slots and resident adapters of each engine."),
+    "tenants": Mount("gateway.cli:tenants_app", "Create and list tenants."),
+    "keys": Mount("gateway.cli:keys_app", "Create, list and revoke API keys."),
+    "push": Mount("gateway.cli:push_app", "Upload an adapter folder as a new version."),
+    "adapters": Mount("gateway.cli:adapters_app", "List adapters, or the versions of one."),
+    "promote": Mount("gateway.cli:promote_app", "Make a version the one that answers to the name."),
+    "rollback": Mount("gateway.cli:rollback_app", "Go back to the version before."),
+    "base": Mount("adapters.cli:base_app", "Prepare and inspect base models."),
+    "inspect": Mount("adapters.cli:inspect_app", "Show an adapter folder, and every fault that keeps it from being served."),
+    "merge": Mount("adapters.cli:merge_app", "Fold an adapter into its base model, with a parity report."),
+    "advise": Mount("trainer.cli:advise_app", "Prompt, retrieve or fine-tune? An answer with its reasons."),
+    "estimate": Mount("trainer.cli:estimate_app", "Parameters, memory, time and cost of a training run, before it."),
+    "data": Mount("trainer.cli:data_app", "Fetch and build data sets."),
+    "train": Mount("trainer.cli:train_app", "Train an adapter from a configuration file."),
+    "eval": Mount("trainer.cli:eval_app", "Score an adapter against its base, plain and few-shot."),
+    "loadtest": Mount("loadtests.cli:app", "Measure P95 under load, with an exit code."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists every command from the table and imports its module on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        mount = COMMANDS.get(cmd_name)
+        if mount is None:
+            return None
+        if ctx.resilient_parsing or cmd_name not in sys.argv:
+            return click.Command(cmd_name, help=mount.help)
+        module, attribute = mount.target.split(":")
+        command = typer.main.get_command(getattr(importlib.import_module(module), attribute))
+        command.name = cmd_name
+        command.help = command.help or mount.help
+        return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Many fine-tuned models served from one base model.",
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Many fine-tuned models served from one base model."""
+
+
+def main() -> None:
+    """Entry point: a room's own errors become one red line and exit code 1, never a traceback."""
+    try:
+        app()
+    except Exception as exc:
+        if not getattr(type(exc), "__module__", "").startswith(("adapters.", "gateway.", "trainer.", "loadtests.")):
+            raise
+        Console(stderr=True).print(f"[red]error:[/red] {exc}", highlight=False, markup=True, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
