@@ -1,0 +1,96 @@
+# Lorikeet's commands. `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# What serves: `cpu` or `gpu`. The default looks for a GPU; `make up PROFILE=cpu` overrides it.
+PROFILE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+VENV := .venv
+# Tests run on CPU packages, which do not live beside the GPU's.
+DEV_VENV := $(if $(filter gpu,$(PROFILE)),.venv-dev,.venv)
+BIN := $(VENV)/bin
+DEV := $(DEV_VENV)/bin
+CODE := adapters gateway trainer loadtests tests scripts lorikeet.py
+
+ifeq ($(PROFILE),cpu)
+export LORIKEET_ENGINE ?= cpu
+endif
+
+##@ Serve
+
+.PHONY: up
+up: install ## Install what is missing, start engine and gateway, and wait until the model has answered
+	@$(BIN)/lorikeet up
+
+.PHONY: down
+down: ## Stop all of it; leaves no process, socket or shared memory
+	@if [ -x $(BIN)/lorikeet ]; then $(BIN)/lorikeet down; else echo "Nothing is installed, so nothing runs."; fi
+
+.PHONY: status
+status: install ## Is it ready, and what does each engine hold?
+	@$(BIN)/lorikeet status
+
+.PHONY: demo
+demo: install-dev ## The whole story in under fifteen minutes: train, upload, swap, attack, merge, load-test
+	@PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/python scripts/demo.py
+
+##@ Develop
+
+.PHONY: check
+check: install-dev ## The loop one runs all day: format, lint, types, import rules and the fast tests
+	@$(DEV)/ruff format --check --quiet $(CODE) || { echo "Not formatted: run make format" >&2; exit 1; }
+	@$(DEV)/ruff check --quiet $(CODE)
+	@$(DEV)/mypy
+	@$(DEV)/lint-imports --no-logo
+	@$(DEV)/pytest -q -m "not e2e and not slow and not gpu"
+
+.PHONY: test
+test: install-dev ## Everything, the real engine included (under 15 minutes on two cores)
+	@$(DEV)/pytest -q --durations=15 $(PYTEST_ARGS)
+
+.PHONY: format
+format: install-dev ## Format the code and mend what can be mended
+	@$(DEV)/ruff check --quiet --fix-only $(CODE)
+	@$(DEV)/ruff format $(CODE)
+
+.PHONY: lint
+lint: install-dev ## Ruff and the import rules between the rooms
+	@$(DEV)/ruff check $(CODE)
+	@$(DEV)/lint-imports --no-logo
+
+.PHONY: types
+types: install-dev ## mypy --strict
+	@$(DEV)/mypy
+
+ifneq ($(wildcard scripts/bench.py),)
+.PHONY: bench
+bench: install-dev ## Measure what docs/benchmarks.md reports
+	@PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/python scripts/bench.py
+endif
+
+##@ Install
+
+.PHONY: install
+install: ## Make .venv from the lock of this machine's profile (PROFILE=cpu or gpu)
+	@scripts/install.sh $(PROFILE) $(VENV)
+
+.PHONY: install-dev
+install-dev: ## The same with what training and the tests need
+	@scripts/install.sh dev $(DEV_VENV)
+
+.PHONY: lock
+lock: ## Resolve pyproject.toml into locks/*.txt anew
+	@scripts/lock.sh
+
+.PHONY: clean
+clean: ## Remove virtual environments and caches; the data folder stays
+	@rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help
+help:
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n\033[1m%s\033[0m\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
