@@ -1,0 +1,135 @@
+"""The registry's tables. Rows never leave `adapters`; the frozen views of `adapters.records` do.
+
+Times are Unix seconds. Adapters and versions are never deleted, only marked, so that a number is never used twice.
+"""
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, Text, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+_SERIAL = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up by itself only in an INTEGER key
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {dict[str, Any]: JSON(none_as_null=True), list[Any]: JSON(none_as_null=True)}  # noqa: RUF012
+
+
+class ChangeRow(Base):
+    """One row. Every write of the registry starts by raising it, which also makes writers take turns."""
+
+    __tablename__ = "change_counter"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[int] = mapped_column(BigInteger)
+
+
+class TenantRow(Base):
+    __tablename__ = "tenants"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[float]
+    cache_salt: Mapped[str]
+    max_in_flight: Mapped[int | None]
+    weight: Mapped[float]
+
+
+class KeyRow(Base):
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str | None] = mapped_column(ForeignKey("tenants.name"), index=True)
+    name: Mapped[str]
+    scopes: Mapped[list[Any]]
+    hash: Mapped[str] = mapped_column(unique=True)
+    hint: Mapped[str]
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+
+
+class AdapterRow(Base):
+    __tablename__ = "adapters"
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[float]
+    deleted_at: Mapped[float | None]
+    production: Mapped[int | None]
+    former: Mapped[list[Any]]  # earlier production versions, the latest last
+
+
+class ShareRow(Base):
+    __tablename__ = "adapter_shares"
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    adapter: Mapped[str] = mapped_column(primary_key=True)
+    shared_with: Mapped[str] = mapped_column(ForeignKey("tenants.name"), primary_key=True)
+    __table_args__ = (ForeignKeyConstraint(["tenant", "adapter"], ["adapters.tenant", "adapters.name"]),)
+
+
+class VersionRow(Base):
+    __tablename__ = "adapter_versions"
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    adapter: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    digest: Mapped[str]
+    status: Mapped[str]
+    created_at: Mapped[float]
+    rank: Mapped[int]
+    alpha: Mapped[float]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    files: Mapped[dict[str, Any]]
+    warnings: Mapped[list[Any]]
+    faults: Mapped[list[Any]]
+    probe: Mapped[dict[str, Any] | None]
+    serving: Mapped[dict[str, Any] | None]  # the manifest's serving defaults where it sets any
+    # Last and deferred: SQLite then skips the pages it overflows to when a snapshot reads the other columns.
+    manifest: Mapped[str | None] = mapped_column(Text, deferred=True)
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant", "adapter"], ["adapters.tenant", "adapters.name"]),
+        Index(
+            "uq_adapter_versions_live_digest",
+            "tenant",
+            "adapter",
+            "digest",
+            unique=True,
+            sqlite_where=text("status != 'retired'"),
+            postgresql_where=text("status != 'retired'"),
+        ),
+    )
+
+
+class AuditRow(Base):
+    """Only ever inserted. No foreign key: the record outlives what it speaks of."""
+
+    __tablename__ = "audit"
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True, autoincrement=True)
+    time: Mapped[float]
+    actor: Mapped[str]
+    action: Mapped[str]
+    tenant: Mapped[str | None] = mapped_column(index=True)
+    subject: Mapped[str]
+    details: Mapped[dict[str, Any]]
+
+
+class JobRow(Base):
+    __tablename__ = "jobs"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
+    kind: Mapped[str]
+    spec: Mapped[dict[str, Any]]
+    status: Mapped[str] = mapped_column(index=True)
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    worker: Mapped[str | None]
+    lease_until: Mapped[float | None]
+    attempts: Mapped[int]
+    progress: Mapped[dict[str, Any]]
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[str | None]
+    cancel_requested: Mapped[bool]

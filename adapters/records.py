@@ -1,0 +1,128 @@
+"""What the registry hands out: frozen views of its rows, safe to keep in memory and to pass between threads."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from adapters.errors import Fault
+from adapters.manifest import Manifest, ServingDefaults
+from adapters.names import engine_name
+
+NO_SERVING_DEFAULTS = ServingDefaults()
+
+
+class Scope(StrEnum):
+    """What a key may do. `admin` is for operators: tenants, keys, every tenant's adapters."""
+
+    INFERENCE = "inference"
+    ADAPTERS_READ = "adapters:read"
+    ADAPTERS_WRITE = "adapters:write"
+    JOBS = "jobs"
+    ADMIN = "admin"
+
+
+class VersionStatus(StrEnum):
+    """Where a version is between its upload and its end. Only `ready` ones may answer requests."""
+
+    VALIDATED = "validated"  # every offline check passed
+    PROBING = "probing"  # an engine is trying it
+    READY = "ready"
+    REFUSED = "refused"  # the probe found faults
+    RETIRED = "retired"  # deleted; the row stays, so that its number is never given again
+
+
+@dataclass(frozen=True)
+class Tenant:
+    name: str
+    created_at: float  # Unix seconds, like every time in this module
+    cache_salt: str = field(repr=False)  # secret; keeps tenants' prefix caches apart
+    max_in_flight: int | None  # None: no limit of its own
+    weight: float  # share of a busy engine, relative to other tenants
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key without the key: only its hash is stored."""
+
+    id: str
+    tenant: str | None  # None: an operator's key
+    name: str
+    scopes: frozenset[Scope]
+    hint: str  # the last four characters
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+
+    def valid_at(self, now: float) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+@dataclass(frozen=True)
+class AdapterVersion:
+    """One immutable upload. Only status, faults and probe ever change."""
+
+    tenant: str
+    adapter: str
+    version: int
+    digest: str  # hex sha256 of the content
+    status: VersionStatus
+    created_at: float
+    rank: int
+    alpha: float
+    size_bytes: int
+    files: Mapping[str, str]  # file name -> hex sha256 of its bytes in the blob store
+    serving: ServingDefaults = NO_SERVING_DEFAULTS
+    warnings: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    probe: Mapping[str, Any] | None = None
+    manifest_source: Manifest | Callable[[], Manifest | None] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """Read on first use: goldens make manifests large, and the registry's snapshot holds every version.
+
+        The first use reads the database; on the event loop use `serving`, which is always here.
+        """
+        return self.manifest_source() if callable(self.manifest_source) else self.manifest_source
+
+    @property
+    def engine_name(self) -> str:
+        return engine_name(self.tenant, self.adapter, self.version, self.digest)
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """A name a tenant owns, and which of its versions answers to it."""
+
+    tenant: str
+    name: str
+    created_at: float
+    production: int | None  # always a ready version
+    previous: int | None  # where a rollback goes
+    shared_with: frozenset[str]  # tenants that may use it besides its owner
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """One administrative act, written in the transaction of the act itself."""
+
+    id: int
+    time: float
+    actor: str
+    action: str  # such as version.promote
+    tenant: str | None
+    subject: str
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The whole registry at one moment, for readers that may not wait for a database. Deleted things are absent."""
+
+    counter: int
+    tenants: Mapping[str, Tenant]
+    keys: Mapping[str, ApiKey]  # by hash of the plaintext; revoked ones are absent, expired ones are not
+    adapters: Mapping[tuple[str, str], AdapterRecord]
+    versions: Mapping[tuple[str, str, int], AdapterVersion]
