@@ -1,11 +1,10 @@
 """Base models: where one comes from, its prepared folder, and what everything else needs to know about it.
 
 A prepared folder is a transformers checkpoint in safetensors beside `lorikeet-base.json`, which holds the fingerprint
-that adapters are compared with and the shape and norm of every linear layer. Describing one streams through the weights.
+that adapters are compared with and the shape and norm of every linear layer. Describing one streams the weights.
 """
 
 import hashlib
-import importlib.resources
 import importlib.util
 import json
 import os
@@ -26,6 +25,7 @@ from adapters.names import check_name
 from adapters.tensors import DTYPES, TensorFile, TensorInfo, open_tensors
 
 INFO_FILE = "lorikeet-base.json"
+SHIPPED = Path(__file__).parents[1] / "configs" / "bases"
 DEFAULT_BASE = "smollm2-135m-instruct"
 NORMED = frozenset({"F16", "BF16", "F32", "F64"})  # quantized integers have no norm without their scales
 MAX_HEADER_BYTES = 100 << 20  # the format's own limit: a base is the operator's, not a stranger's
@@ -96,7 +96,7 @@ def load_spec(name_or_path: str | Path = DEFAULT_BASE) -> BaseSpec:
     """The specification in a YAML file, or of a shipped name: `smollm2-135m-instruct`. Raises BaseModelError."""
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
-        path = Path(str(importlib.resources.files("configs"))) / "bases" / f"{name_or_path}.yaml"
+        path = SHIPPED / f"{name_or_path}.yaml"
     if not path.is_file():
         raise BaseModelError(
             f"There is no base model configuration {path}. Shipped ones: {', '.join(shipped_bases())}."
@@ -112,8 +112,7 @@ def load_spec(name_or_path: str | Path = DEFAULT_BASE) -> BaseSpec:
 
 def shipped_bases() -> list[str]:
     """Names that need no file of one's own."""
-    folder = Path(str(importlib.resources.files("configs"))) / "bases"
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
 def read_base(folder: Path) -> BaseModelInfo:

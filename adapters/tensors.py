@@ -1,6 +1,7 @@
 """safetensors files, read strictly and written with numpy alone: no torch, no pickle, one tensor in memory at a time.
 
-The format: eight bytes with the header's length, a JSON header with each tensor's dtype, shape and place, the bytes. Our reader trusts none of it; a header that lies is a list of faults, never a crash or a read outside the file.
+The format: eight bytes with the header's length, a JSON header with each tensor's dtype, shape and place, the bytes.
+Our reader trusts none of it; a header that lies is a list of faults, never a crash or a read outside the file.
 """
 
 import json
