@@ -5,28 +5,18 @@ Every write starts by raising the change counter, which makes writers take turns
 reader that sees counter n sees every change up to n.
 """
 
-import secrets
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from adapters import api_keys, audit
+from adapters import audit
 from adapters.alias import Alias
 from adapters.api_keys import load_secret
-from adapters.database import open_database, reading, writing
-from adapters.errors import (
-    AdapterNotFoundError,
-    ConflictError,
-    Fault,
-    KeyNotFoundError,
-    TenantNotFoundError,
-    VersionNotFoundError,
-)
+from adapters.database import open_database, reading
+from adapters.errors import ConflictError, Fault, VersionNotFoundError
 from adapters.manifest import Manifest, ServingDefaults, parse_manifest
 from adapters.models import AdapterRow, ChangeRow, KeyRow, ShareRow, TenantRow, VersionRow
 from adapters.names import check_name
@@ -41,6 +31,18 @@ from adapters.records import (
     Tenant,
     VersionStatus,
 )
+from adapters.rows import (
+    adapter_record,
+    adapter_records,
+    alias_of,
+    all_versions,
+    live_versions,
+    require_adapter,
+    require_version,
+    shares_of,
+    store_alias,
+)
+from adapters.tenancy import Tenancy, key_record, require_tenant, tenant_record
 
 __all__ = [
     "AdapterRecord",
@@ -66,90 +68,8 @@ NEXT_STATUS: Mapping[VersionStatus, frozenset[VersionStatus]] = {
 }
 
 
-class Registry:
+class Registry(Tenancy):
     """Everything Lorikeet knows about who may use which adapter version."""
-
-    def __init__(self, engine: sa.Engine, *, secret: bytes, clock: Callable[[], float] = time.time) -> None:
-        """secret: keys the hash of API keys; see `load_secret`. clock: Unix seconds."""
-        self._engine = engine
-        self._secret = secret
-        self._clock = clock
-
-    # Tenants and keys
-
-    def create_tenant(
-        self, name: str, *, max_in_flight: int | None = None, weight: float = 1.0, actor: str = "operator"
-    ) -> Tenant:
-        """Raises InvalidNameError, ConflictError when the name is taken."""
-        check_name(name, what="tenant")
-        with self._writing() as session:
-            if session.get(TenantRow, name) is not None:
-                raise ConflictError(f"There is a tenant '{name}' already.")
-            row = TenantRow(
-                name=name,
-                created_at=self._clock(),
-                cache_salt=secrets.token_urlsafe(24),
-                max_in_flight=max_in_flight,
-                weight=weight,
-            )
-            session.add(row)
-            self._audit(session, actor, "tenant.create", name, name, max_in_flight=max_in_flight, weight=weight)
-            return _tenant(row)
-
-    def tenants(self) -> list[Tenant]:
-        with reading(self._engine) as session:
-            return [_tenant(row) for row in session.scalars(sa.select(TenantRow).order_by(TenantRow.name))]
-
-    def create_key(
-        self,
-        tenant: str | None,
-        scopes: Iterable[Scope],
-        *,
-        name: str = "",
-        expires_at: float | None = None,
-        actor: str = "operator",
-    ) -> tuple[ApiKey, str]:
-        """The key and its plaintext, which nobody can show again. tenant None makes an operator's key."""
-        plaintext = api_keys.new_plaintext()
-        with self._writing() as session:
-            if tenant is not None:
-                _require_tenant(session, tenant)
-            row = KeyRow(
-                id=f"key_{secrets.token_hex(8)}",
-                tenant=tenant,
-                name=name,
-                scopes=sorted(scopes),
-                hash=self.hash_key(plaintext),
-                hint=plaintext[-api_keys.HINT_CHARACTERS :],
-                created_at=self._clock(),
-                expires_at=expires_at,
-                revoked_at=None,
-            )
-            session.add(row)
-            self._audit(session, actor, "key.create", tenant, row.id, scopes=row.scopes, expires_at=expires_at)
-            return _key(row), plaintext
-
-    def keys(self, tenant: str | None = None) -> list[ApiKey]:
-        """Keys of one tenant, or all of them; revoked ones too."""
-        query = sa.select(KeyRow).order_by(KeyRow.created_at, KeyRow.id)
-        if tenant is not None:
-            query = query.where(KeyRow.tenant == tenant)
-        with reading(self._engine) as session:
-            return [_key(row) for row in session.scalars(query)]
-
-    def revoke_key(self, key_id: str, *, actor: str = "operator") -> ApiKey:
-        """Revoking twice is revoking once. Raises KeyNotFoundError."""
-        with self._writing() as session:
-            row = session.get(KeyRow, key_id)
-            if row is None:
-                raise KeyNotFoundError(key_id)
-            if row.revoked_at is None:
-                row.revoked_at = self._clock()
-                self._audit(session, actor, "key.revoke", row.tenant, key_id)
-            return _key(row)
-
-    def hash_key(self, plaintext: str) -> str:
-        return api_keys.hash_key(plaintext, self._secret)
 
     # Versions
 
@@ -170,8 +90,8 @@ class Registry:
         """The new version, validated, and True; or the one with the same content under this name, and False."""
         check_name(name)
         with self._writing() as session:
-            _require_tenant(session, tenant)
-            same = session.scalar(_live_versions(tenant, name).where(VersionRow.digest == digest))
+            require_tenant(session, tenant)
+            same = session.scalar(live_versions(tenant, name).where(VersionRow.digest == digest))
             if same is not None:
                 return self._version(same), False
             now = self._clock()
@@ -222,7 +142,7 @@ class Registry:
         The first ready version of a name goes into production here. Raises ConflictError for a step not in NEXT_STATUS.
         """
         with self._writing() as session:
-            adapter, row = _require_version(session, tenant, name, version)
+            adapter, row = require_version(session, tenant, name, version)
             if status != row.status and status not in NEXT_STATUS[VersionStatus(row.status)]:
                 raise ConflictError(f"'{name}@{version}' is {row.status} and cannot become {status}.")
             row.status = status.value
@@ -231,7 +151,7 @@ class Registry:
                 row.probe = dict(probe)
             self._audit(session, actor, f"version.{status}", tenant, f"{name}@{version}", faults=len(faults))
             if status is VersionStatus.READY and adapter.production is None:
-                self._move(session, adapter, _alias(adapter).promoted(version), actor, "version.promote")
+                self._move(session, adapter, alias_of(adapter).promoted(version), actor, "version.promote")
             return self._version(row)
 
     def delete_version(self, tenant: str, name: str, version: int, *, actor: str = "operator") -> None:
@@ -240,8 +160,8 @@ class Registry:
         Raises ConflictError for the production version while another one could take its place.
         """
         with self._writing() as session:
-            adapter, row = _require_version(session, tenant, name, version)
-            others = [other for other in session.scalars(_live_versions(tenant, name)) if other is not row]
+            adapter, row = require_version(session, tenant, name, version)
+            others = [other for other in session.scalars(live_versions(tenant, name)) if other is not row]
             ready = [other.version for other in others if other.status == VersionStatus.READY]
             if adapter.production == version and ready:
                 raise ConflictError(
@@ -249,7 +169,7 @@ class Registry:
                     "or delete the whole adapter."
                 )
             row.status = VersionStatus.RETIRED.value
-            _store(adapter, _alias(adapter).without(version))
+            store_alias(adapter, alias_of(adapter).without(version))
             self._audit(session, actor, "version.delete", tenant, f"{name}@{version}")
             if not others:
                 self._retire(session, adapter, actor)
@@ -262,14 +182,14 @@ class Registry:
                 if row is None:
                     raise VersionNotFoundError(name, version)
                 return self._version(row)
-            return self._version(_require_version(session, tenant, name, version)[1])
+            return self._version(require_version(session, tenant, name, version)[1])
 
     def versions(self, tenant: str, name: str, *, include_retired: bool = False) -> list[AdapterVersion]:
         """Every version of one adapter, the oldest first. Raises AdapterNotFoundError."""
-        query = _all_versions(tenant, name) if include_retired else _live_versions(tenant, name)
+        query = all_versions(tenant, name) if include_retired else live_versions(tenant, name)
         with reading(self._engine) as session:
             if not include_retired:
-                _require_adapter(session, tenant, name)
+                require_adapter(session, tenant, name)
             return [self._version(row) for row in session.scalars(query.order_by(VersionRow.version))]
 
     # Adapters and their aliases
@@ -277,55 +197,55 @@ class Registry:
     def promote(self, tenant: str, name: str, version: int, *, actor: str = "operator") -> AdapterRecord:
         """Let a ready version answer to the name. Raises ConflictError when it is not ready."""
         with self._writing() as session:
-            adapter, row = _require_version(session, tenant, name, version)
+            adapter, row = require_version(session, tenant, name, version)
             if row.status != VersionStatus.READY:
                 raise ConflictError(f"'{name}@{version}' is {row.status}; only a ready version can be promoted.")
-            self._move(session, adapter, _alias(adapter).promoted(version), actor, "version.promote")
-            return _record(adapter, _shares(session, adapter))
+            self._move(session, adapter, alias_of(adapter).promoted(version), actor, "version.promote")
+            return adapter_record(adapter, shares_of(session, adapter))
 
     def rollback(self, tenant: str, name: str, *, actor: str = "operator") -> AdapterRecord:
         """Back to the production version before. Raises ConflictError when there is none."""
         with self._writing() as session:
-            adapter = _require_adapter(session, tenant, name)
-            self._move(session, adapter, _alias(adapter).rolled_back(), actor, "version.rollback")
-            return _record(adapter, _shares(session, adapter))
+            adapter = require_adapter(session, tenant, name)
+            self._move(session, adapter, alias_of(adapter).rolled_back(), actor, "version.rollback")
+            return adapter_record(adapter, shares_of(session, adapter))
 
     def share(self, tenant: str, name: str, with_tenant: str, *, actor: str = "operator") -> AdapterRecord:
         """Let another tenant use the adapter as `tenant/name`. Sharing twice is sharing once."""
         with self._writing() as session:
-            adapter = _require_adapter(session, tenant, name)
-            _require_tenant(session, with_tenant)
+            adapter = require_adapter(session, tenant, name)
+            require_tenant(session, with_tenant)
             if with_tenant == tenant:
                 raise ConflictError(f"'{name}' belongs to '{tenant}' already.")
             if session.get(ShareRow, (tenant, name, with_tenant)) is None:
                 session.add(ShareRow(tenant=tenant, adapter=name, shared_with=with_tenant))
                 self._audit(session, actor, "adapter.share", tenant, name, shared_with=with_tenant)
-            return _record(adapter, _shares(session, adapter))
+            return adapter_record(adapter, shares_of(session, adapter))
 
     def unshare(self, tenant: str, name: str, with_tenant: str, *, actor: str = "operator") -> AdapterRecord:
         with self._writing() as session:
-            adapter = _require_adapter(session, tenant, name)
+            adapter = require_adapter(session, tenant, name)
             share = session.get(ShareRow, (tenant, name, with_tenant))
             if share is not None:
                 session.delete(share)
                 self._audit(session, actor, "adapter.unshare", tenant, name, shared_with=with_tenant)
-            return _record(adapter, _shares(session, adapter))
+            return adapter_record(adapter, shares_of(session, adapter))
 
     def delete_adapter(self, tenant: str, name: str, *, actor: str = "operator") -> None:
         """Retire every version and free the name; numbers go on where they stopped if it is used again."""
         with self._writing() as session:
-            self._retire(session, _require_adapter(session, tenant, name), actor)
+            self._retire(session, require_adapter(session, tenant, name), actor)
 
     def adapter(self, tenant: str, name: str) -> AdapterRecord:
         """Raises AdapterNotFoundError."""
         with reading(self._engine) as session:
-            adapter = _require_adapter(session, tenant, name)
-            return _record(adapter, _shares(session, adapter))
+            adapter = require_adapter(session, tenant, name)
+            return adapter_record(adapter, shares_of(session, adapter))
 
     def adapters(self, tenant: str | None = None) -> list[AdapterRecord]:
         """What one tenant owns, or everything, by name."""
         with reading(self._engine) as session:
-            return _adapters(session, tenant)
+            return adapter_records(session, tenant)
 
     # What happened, and what is
 
@@ -337,7 +257,7 @@ class Registry:
     def change_counter(self) -> int:
         """Differs from a snapshot's counter when the snapshot is out of date. One tiny query."""
         with reading(self._engine) as session:
-            return _counter(session)
+            return read_counter(session)
 
     def snapshot(self) -> Snapshot:
         """Everything that is not deleted, from one moment."""
@@ -346,38 +266,27 @@ class Registry:
             columns = [column for column in sa.inspect(VersionRow).columns if column.key != "manifest"]
             versions = session.execute(sa.select(*columns).where(VersionRow.status != VersionStatus.RETIRED.value))
             return Snapshot(
-                counter=_counter(session),
-                tenants={row.name: _tenant(row) for row in session.scalars(sa.select(TenantRow))},
-                keys={row.hash: _key(row) for row in keys},
-                adapters={(adapter.tenant, adapter.name): adapter for adapter in _adapters(session)},
+                counter=read_counter(session),
+                tenants={row.name: tenant_record(row) for row in session.scalars(sa.select(TenantRow))},
+                keys={row.hash: key_record(row) for row in keys},
+                adapters={(adapter.tenant, adapter.name): adapter for adapter in adapter_records(session)},
                 versions={(row.tenant, row.adapter, row.version): self._version(row) for row in versions},
             )
 
-    # The parts every method above is made of
-
-    @contextmanager
-    def _writing(self) -> Iterator[Session]:
-        with writing(self._engine) as session:
-            session.execute(sa.update(ChangeRow).values(value=ChangeRow.value + 1))
-            yield session
-
-    def _audit(
-        self, session: Session, actor: str, action: str, tenant: str | None, subject: str, **details: Any
-    ) -> None:
-        audit.append(session, self._clock(), actor, action, tenant=tenant, subject=subject, **details)
+    # Parts of the methods above
 
     def _move(self, session: Session, adapter: AdapterRow, alias: Alias, actor: str, action: str) -> None:
         before = adapter.production
         if alias.production != before:
-            _store(adapter, alias)
+            store_alias(adapter, alias)
             subject = f"{adapter.name}@{alias.production}"
             self._audit(session, actor, action, adapter.tenant, subject, before=before)
 
     def _retire(self, session: Session, adapter: AdapterRow, actor: str) -> None:
-        for row in session.scalars(_live_versions(adapter.tenant, adapter.name)):
+        for row in session.scalars(live_versions(adapter.tenant, adapter.name)):
             row.status = VersionStatus.RETIRED.value
         session.execute(sa.delete(ShareRow).where(ShareRow.tenant == adapter.tenant, ShareRow.adapter == adapter.name))
-        _store(adapter, Alias())
+        store_alias(adapter, Alias())
         adapter.deleted_at = self._clock()
         self._audit(session, actor, "adapter.delete", adapter.tenant, adapter.name)
 
@@ -410,73 +319,5 @@ class Registry:
         return parse_manifest(raw) if raw is not None else None
 
 
-def _counter(session: Session) -> int:
+def read_counter(session: Session) -> int:
     return session.scalars(sa.select(ChangeRow.value)).one()
-
-
-def _tenant(row: TenantRow) -> Tenant:
-    return Tenant(row.name, row.created_at, row.cache_salt, row.max_in_flight, row.weight)
-
-
-def _key(row: KeyRow) -> ApiKey:
-    scopes = frozenset(Scope(scope) for scope in row.scopes)
-    return ApiKey(row.id, row.tenant, row.name, scopes, row.hint, row.created_at, row.expires_at, row.revoked_at)
-
-
-def _alias(adapter: AdapterRow) -> Alias:
-    return Alias(adapter.production, tuple(adapter.former))
-
-
-def _store(adapter: AdapterRow, alias: Alias) -> None:
-    adapter.production, adapter.former = alias.production, list(alias.former)
-
-
-def _record(row: AdapterRow, shared_with: Iterable[str]) -> AdapterRecord:
-    alias = _alias(row)
-    return AdapterRecord(row.tenant, row.name, row.created_at, alias.production, alias.previous, frozenset(shared_with))
-
-
-def _shares(session: Session, adapter: AdapterRow) -> Iterable[str]:
-    return session.scalars(
-        sa.select(ShareRow.shared_with).where(ShareRow.tenant == adapter.tenant, ShareRow.adapter == adapter.name)
-    )
-
-
-def _adapters(session: Session, tenant: str | None = None) -> list[AdapterRecord]:
-    query = sa.select(AdapterRow).where(AdapterRow.deleted_at.is_(None)).order_by(AdapterRow.tenant, AdapterRow.name)
-    if tenant is not None:
-        query = query.where(AdapterRow.tenant == tenant)
-    shared: dict[tuple[str, str], list[str]] = {}
-    for share in session.scalars(sa.select(ShareRow)):
-        shared.setdefault((share.tenant, share.adapter), []).append(share.shared_with)
-    return [_record(row, shared.get((row.tenant, row.name), ())) for row in session.scalars(query)]
-
-
-def _all_versions(tenant: str, name: str) -> sa.Select[VersionRow]:
-    return sa.select(VersionRow).where(VersionRow.tenant == tenant, VersionRow.adapter == name)
-
-
-def _live_versions(tenant: str, name: str) -> sa.Select[VersionRow]:
-    return _all_versions(tenant, name).where(VersionRow.status != VersionStatus.RETIRED.value)
-
-
-def _require_tenant(session: Session, name: str) -> TenantRow:
-    row = session.get(TenantRow, name)
-    if row is None:
-        raise TenantNotFoundError(name)
-    return row
-
-
-def _require_adapter(session: Session, tenant: str, name: str) -> AdapterRow:
-    row = session.get(AdapterRow, (tenant, name))
-    if row is None or row.deleted_at is not None:
-        raise AdapterNotFoundError(name)
-    return row
-
-
-def _require_version(session: Session, tenant: str, name: str, version: int) -> tuple[AdapterRow, VersionRow]:
-    adapter = _require_adapter(session, tenant, name)
-    row = session.get(VersionRow, (tenant, name, version))
-    if row is None or row.status == VersionStatus.RETIRED:
-        raise VersionNotFoundError(name, version)
-    return adapter, row
