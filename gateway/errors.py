@@ -5,9 +5,24 @@ GatewayError
 │   ├── EngineUnavailableError   no connection, or it broke before or while answering
 │   ├── EngineStalledError       nothing for longer than the idle limit
 │   ├── EngineStartError         the process did not become ready
-│   └── AdapterLoadError         the engine refused an adapter
-└── …                            request errors: see below
+│   ├── AdapterLoadError         the engine refused an adapter
+│   └── EngineAnswerError        the engine answered with an error of its own, carried on as it is
+├── NoReplicaError               no engine is ready
+├── AuthenticationError          no valid key
+├── PermissionDeniedError        a valid key without the scope
+├── UnknownProjectError          an operator named a tenant that does not exist
+├── InvalidRequestError          a body the caller has to mend; names the parameter
+├── BodyTooLargeError
+├── UploadNotFoundError          no such resumable upload
+├── TooManyRequestsError         the tenant has too many requests open
+└── OverloadedError              the queue is full, or a turn did not come in time
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapters import errors as adapter_errors
 
 
 class GatewayError(Exception):
@@ -33,3 +48,144 @@ class EngineStartError(EngineError):
 
 class AdapterLoadError(EngineError):
     pass
+
+
+class EngineAnswerError(EngineError):
+    """The engine's own refusal, such as a prompt that is too long."""
+
+    def __init__(self, status: int, message: str, param: str | None = None) -> None:
+        self.status = status
+        self.param = param
+        super().__init__(message)
+
+
+class NoReplicaError(GatewayError):
+    def __init__(self) -> None:
+        super().__init__("No engine is ready. Try again shortly.")
+
+
+class AuthenticationError(GatewayError):
+    pass
+
+
+class PermissionDeniedError(GatewayError):
+    pass
+
+
+class UnknownProjectError(GatewayError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is no tenant '{name}' (OpenAI-Project header).")
+
+
+class InvalidRequestError(GatewayError):
+    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value") -> None:
+        self.param = param
+        self.code = code
+        super().__init__(message)
+
+
+class BodyTooLargeError(GatewayError):
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The body is larger than the {limit_bytes:,} bytes accepted here.")
+
+
+class UploadNotFoundError(GatewayError):
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(f"There is no open upload '{upload_id}'. It may have expired: start again.")
+
+
+class TooManyRequestsError(GatewayError):
+    def __init__(self, limit: int) -> None:
+        self.retry_after_s = 1.0
+        super().__init__(f"This tenant already has {limit} requests open. Wait for one to end.")
+
+
+class OverloadedError(GatewayError):
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class ErrorObject:
+    """How one class of error looks over HTTP. `retry` False tells the official client not to repeat the request."""
+
+    status: int
+    type: str
+    code: str
+    retry: bool | None = None
+
+
+INVALID, SERVER = "invalid_request_error", "server_error"
+
+ERROR_OBJECTS: dict[type[Exception], ErrorObject] = {
+    adapter_errors.InvalidAdapterError: ErrorObject(422, INVALID, "invalid_adapter"),
+    adapter_errors.ArchiveError: ErrorObject(422, INVALID, "invalid_adapter"),
+    adapter_errors.AdapterNotFoundError: ErrorObject(404, INVALID, "model_not_found"),
+    adapter_errors.VersionNotFoundError: ErrorObject(404, INVALID, "model_not_found"),
+    adapter_errors.TenantNotFoundError: ErrorObject(404, INVALID, "project_not_found"),
+    adapter_errors.KeyNotFoundError: ErrorObject(404, INVALID, "key_not_found"),
+    adapter_errors.InvalidNameError: ErrorObject(400, INVALID, "invalid_name"),
+    adapter_errors.ConflictError: ErrorObject(409, INVALID, "conflict", retry=False),
+    adapter_errors.GateRefusedError: ErrorObject(409, INVALID, "gate_refused", retry=False),
+    adapter_errors.BaseModelError: ErrorObject(500, SERVER, "base_model", retry=False),
+    adapter_errors.BlobError: ErrorObject(500, SERVER, "storage", retry=False),
+    adapter_errors.MergeError: ErrorObject(422, INVALID, "merge_failed"),
+    adapter_errors.ParityError: ErrorObject(422, INVALID, "merge_parity"),
+    adapter_errors.DatabaseError: ErrorObject(503, SERVER, "database"),
+    EngineUnavailableError: ErrorObject(503, SERVER, "engine_unavailable"),
+    EngineStalledError: ErrorObject(504, SERVER, "engine_stalled"),
+    EngineStartError: ErrorObject(503, SERVER, "engine_start"),
+    AdapterLoadError: ErrorObject(503, SERVER, "adapter_load_failed"),
+    EngineAnswerError: ErrorObject(502, SERVER, "engine_error"),
+    NoReplicaError: ErrorObject(503, SERVER, "no_replica"),
+    AuthenticationError: ErrorObject(401, INVALID, "invalid_api_key"),
+    PermissionDeniedError: ErrorObject(403, INVALID, "permission_denied"),
+    UnknownProjectError: ErrorObject(404, INVALID, "project_not_found"),
+    InvalidRequestError: ErrorObject(400, INVALID, "invalid_value"),
+    BodyTooLargeError: ErrorObject(413, INVALID, "body_too_large"),
+    UploadNotFoundError: ErrorObject(404, INVALID, "upload_not_found"),
+    TooManyRequestsError: ErrorObject(429, "rate_limit_error", "concurrency_limit_exceeded"),
+    OverloadedError: ErrorObject(503, "service_unavailable_error", "server_is_overloaded"),
+}
+
+UNKNOWN = ErrorObject(500, SERVER, "internal_error", retry=False)
+
+
+def error_object_for(exc: BaseException) -> ErrorObject:
+    """The nearest entry along the class's ancestry; UNKNOWN for a stranger."""
+    found = next((ERROR_OBJECTS[cls] for cls in type(exc).__mro__ if cls in ERROR_OBJECTS), UNKNOWN)
+    if isinstance(exc, EngineAnswerError) and 400 <= exc.status < 500:
+        return ErrorObject(
+            exc.status, INVALID, "context_length_exceeded" if "context length" in str(exc) else "invalid_value"
+        )
+    return found
+
+
+def error_body(exc: BaseException) -> dict[str, Any]:
+    """OpenAI's error envelope. A stranger's message is not shown: it may hold what a caller must not see."""
+    found = error_object_for(exc)
+    error: dict[str, Any] = {
+        "message": str(exc) if found is not UNKNOWN else "The server had an error while processing your request.",
+        "type": found.type,
+        "param": "model" if found.code == "model_not_found" else getattr(exc, "param", None),
+        "code": getattr(exc, "code", found.code),
+    }
+    if isinstance(exc, adapter_errors.InvalidAdapterError):
+        error["faults"] = [fault.as_dict() for fault in exc.faults]
+    if isinstance(exc, adapter_errors.GateRefusedError):
+        error["reasons"] = list(exc.reasons)
+    return {"error": error}
+
+
+def error_headers(exc: BaseException) -> Mapping[str, str]:
+    """Retry advice, in the headers the official client reads; waits are hinted up to 60 s."""
+    headers: dict[str, str] = {}
+    if error_object_for(exc).retry is False:
+        headers["x-should-retry"] = "false"
+    wait_s = getattr(exc, "retry_after_s", None)
+    if wait_s is not None:
+        wait_s = min(60.0, max(0.001, wait_s))
+        headers["retry-after-ms"] = str(int(wait_s * 1000) or 1)
+        headers["retry-after"] = str(max(1, round(wait_s)))
+    return headers

@@ -1,6 +1,6 @@
 """The seam to an engine: everything the gateway may ask of one. `vllm` is the real one, `echo` the stand-in for tests."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ class EngineResponse(Protocol):
         """The whole body. Raises EngineUnavailableError when the engine goes away meanwhile."""
         ...
 
-    def chunks(self) -> AsyncIterator[bytes]:
+    def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body in pieces as they arrive, cut anywhere. Raises EngineUnavailableError as `read` does."""
         ...
 
@@ -73,3 +73,23 @@ class Engine(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class EngineHost(Protocol):
+    """Whoever keeps an engine alive: the supervisor of a process, or a test's plain holder."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def state(self) -> str:
+        """One of stopped, starting, restoring, ready, restarting, failed. Only a ready engine is routed to."""
+        ...
+
+    async def start(self) -> None:
+        """Returns when the engine is ready. Raises EngineStartError."""
+        ...
+
+    async def stop(self) -> None: ...
+
+    async def restart(self, reason: str) -> None: ...

@@ -1,0 +1,75 @@
+"""`/v1/models`: the base model, the caller's own adapters and those shared with it."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+
+from adapters.errors import AdapterNotFoundError
+from adapters.registry import AdapterRecord, AdapterVersion, Scope
+from gateway.resolve import resolve, visible
+from gateway.respond import list_object
+from gateway.services import CallerDep, Services, ServicesDep
+
+router = APIRouter(prefix="/v1/models")
+
+
+def base_object(services: Services) -> dict[str, Any]:
+    return {
+        "id": services.base.name,
+        "object": "model",
+        "created": services.started_at,
+        "owned_by": "lorikeet",
+        "licence": services.base.licence,
+    }
+
+
+def adapter_object(
+    record: AdapterRecord, version: AdapterVersion, *, tenant: str, services: Services
+) -> dict[str, Any]:
+    """An adapter as the caller names it, with the provenance a user of its answers may want."""
+    return {
+        "id": record.name if record.tenant == tenant else f"{record.tenant}/{record.name}",
+        "object": "model",
+        "created": int(version.created_at),
+        "owned_by": record.tenant,
+        "parent": services.base.name,
+        "version": version.version,
+        "digest": version.digest,
+    }
+
+
+@router.get("")
+async def list_models(caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    tenant = caller.require(Scope.INFERENCE).name
+    snapshot = services.directory.snapshot
+    objects = [base_object(services)]
+    for record in sorted(
+        snapshot.adapters.values(), key=lambda record: (record.tenant != tenant, record.tenant, record.name)
+    ):
+        version = snapshot.versions.get((record.tenant, record.name, record.production or 0))
+        if version is not None and visible(record, tenant):
+            objects.append(adapter_object(record, version, tenant=tenant, services=services))
+    return list_object(objects)
+
+
+@router.get("/{model:path}")
+async def retrieve_model(model: str, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    tenant = caller.require(Scope.INFERENCE).name
+    snapshot = services.directory.snapshot
+    target = resolve(model, tenant=tenant, snapshot=snapshot, base_names=services.base_names)
+    if target.version is None:
+        return base_object(services) | {"id": model}
+    record = snapshot.adapters[(target.version.tenant, target.version.adapter)]
+    return adapter_object(record, target.version, tenant=tenant, services=services) | {"id": model}
+
+
+@router.delete("/{model:path}")
+async def delete_model(model: str, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """Delete an adapter of one's own, all its versions with it; requests that run end in peace."""
+    tenant = caller.require(Scope.ADAPTERS_WRITE).name
+    if (tenant, model) not in services.directory.snapshot.adapters:
+        raise AdapterNotFoundError(model)
+    await asyncio.to_thread(services.registry.delete_adapter, tenant, model, actor=caller.actor)
+    await services.directory.refresh()
+    return {"id": model, "object": "model", "deleted": True}

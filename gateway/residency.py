@@ -1,0 +1,195 @@
+"""What one engine holds: leases, single-flight paced loads, eviction, retirement, and agreement with the engine's own list.
+
+A version's files are brought onto the disk and into the page cache before the engine hears of it, since a load stops every
+running stream for as long as it takes. A version leaves the engine only when no request holds a lease on it.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.registry import AdapterVersion
+from gateway.engines.protocol import Engine
+from gateway.errors import EngineUnavailableError, NoReplicaError
+from gateway.settings import ResidencySettings
+
+logger = logging.getLogger(__name__)
+
+Fetch = Callable[[AdapterVersion], Awaitable[Path]]  # brings a version's folder onto this machine's disk
+Production = Callable[[], Iterable[AdapterVersion]]  # versions that an alias points at now, most wanted first
+
+
+@dataclass(frozen=True)
+class Held:
+    """An engine that answers to the version for as long as the lease lasts."""
+
+    engine: Engine
+    load_s: float  # what this request waited for a load; 0 when the version was resident
+
+
+class Residency:
+    """One engine's adapters. `attach` hands it a started engine, `detach` takes a dead one away."""
+
+    def __init__(self, fetch: Fetch, production: Production, *, capacity: int, settings: ResidencySettings) -> None:
+        """capacity: adapters the engine keeps in host memory; more would be read from disk in the middle of a step."""
+        self._fetch = fetch
+        self._production = production
+        self._capacity = capacity
+        self._settings = settings
+        self._engine: Engine | None = None
+        self._leases: Counter[str] = Counter()
+        self._loaded: OrderedDict[str, AdapterVersion] = OrderedDict()  # least recently used first
+        self._used_s: dict[str, float] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._loading = asyncio.Lock()  # one load at a time: each stops the engine's streams
+        self._next_load_s = 0.0
+        self._released = asyncio.Condition()
+
+    @property
+    def resident(self) -> list[str]:
+        """Engine names, least recently used first."""
+        return list(self._loaded)
+
+    async def restore(self, engine: Engine) -> None:
+        """Bring a fresh engine to what the last one held and production needs. Called before it takes requests."""
+        wanted = {version.engine_name: version for version in self._production()}
+        wanted |= {name: version for name, version in self._loaded.items() if self._leases[name]}
+        self._loaded.clear()
+        self._engine = engine
+        for name, version in list(wanted.items())[: self._capacity]:
+            await engine.load(name, await self._fetch(version))
+            self._note_loaded(version)
+
+    def detach(self) -> None:
+        self._engine = None
+
+    @asynccontextmanager
+    async def hold(self, version: AdapterVersion) -> AsyncIterator[Held]:
+        """Lease the version: loaded before the body runs, not removed before it ends.
+
+        Raises NoReplicaError without an engine, AdapterLoadError or EngineUnavailableError when the load fails.
+        """
+        name = version.engine_name
+        self._leases[name] += 1
+        try:
+            load_s = 0.0
+            if name not in self._loaded:
+                started_s = time.monotonic()
+                await self._ensure(version)
+                load_s = time.monotonic() - started_s
+            self._touch(name)
+            if self._engine is None:
+                raise NoReplicaError
+            yield Held(self._engine, load_s)
+        finally:
+            self._touch(name)
+            self._leases[name] -= 1
+            if not self._leases[name]:
+                del self._leases[name]
+                async with self._released:
+                    self._released.notify_all()
+
+    async def forget(self, name: str) -> None:
+        """Wait until nobody holds a lease on the engine name, then free it in the engine."""
+        async with self._released:
+            await self._released.wait_for(lambda: not self._leases[name])
+        await self._remove(name)
+
+    def mark_missing(self, name: str) -> None:
+        """The engine answered that it does not know the name: the next lease loads it again."""
+        self._loaded.pop(name, None)
+
+    async def sweep(self) -> None:
+        """Free what is idle and no longer production; warm what production needs and is not loaded."""
+        production = {version.engine_name: version for version in self._production()}
+        now_s = time.monotonic()
+        for name in self.resident:
+            idle_s = now_s - self._used_s.get(name, now_s)
+            if name not in production and not self._leases[name] and idle_s >= self._settings.retire_grace_s:
+                await self._remove(name)
+        for name, version in production.items():
+            if self._engine is not None and name not in self._loaded and len(self._loaded) < self._capacity - 1:
+                await self._ensure(version)
+
+    async def reconcile(self) -> None:
+        """Make our list agree with the engine's: it is the truth about what it holds, we are about what it should."""
+        if self._engine is None:
+            return
+        async with self._loading:
+            held = await self._engine.adapters()
+            for name in self.resident:
+                if name not in held.registered:
+                    logger.warning("adapter missing in engine", extra={"adapter": name})
+                    self._loaded.pop(name)
+            for name in held.registered - self._loaded.keys():
+                if not self._leases[name]:
+                    logger.warning("adapter unknown to the gateway removed", extra={"adapter": name})
+                    await self._engine.remove(name)
+
+    async def run(self) -> None:
+        """Sweep and reconcile for ever. An engine that is away is somebody else's business: the supervisor's."""
+        last_s = time.monotonic()
+        while True:
+            await asyncio.sleep(self._settings.sweep_s)
+            try:
+                await self.sweep()
+                if time.monotonic() - last_s >= self._settings.reconcile_s:
+                    last_s = time.monotonic()
+                    await self.reconcile()
+            except EngineUnavailableError:
+                logger.info("engine away, adapters left alone")
+            except Exception:
+                logger.exception("adapter sweep failed")
+
+    async def _ensure(self, version: AdapterVersion) -> None:
+        name = version.engine_name
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            if name in self._loaded:
+                return
+            folder = await self._fetch(version)
+            async with self._loading:
+                await self._make_room()
+                await asyncio.sleep(max(0.0, self._next_load_s - time.monotonic()))
+                if self._engine is None:
+                    raise NoReplicaError
+                started_s = time.monotonic()
+                await self._engine.load(name, folder)
+                took_s = time.monotonic() - started_s
+                self._next_load_s = started_s + took_s / self._settings.stall_share
+                self._note_loaded(version)
+        logger.info("adapter loaded", extra={"adapter": name, "load_s": round(took_s, 4)})
+
+    async def _make_room(self) -> None:
+        """Evict the least recently used version nobody holds, production last."""
+        if len(self._loaded) < self._capacity:
+            return
+        production = {version.engine_name for version in self._production()}
+        idle = [name for name in self._loaded if not self._leases[name]]
+        victim = next((name for name in idle if name not in production), idle[0] if idle else None)
+        if victim is not None and self._engine is not None:
+            self._loaded.pop(victim)
+            await self._engine.remove(victim)
+
+    async def _remove(self, name: str) -> None:
+        """The name's lock keeps a load of the same name out until the engine has let go of it."""
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            if name not in self._loaded or self._leases[name] or self._engine is None:
+                return
+            self._loaded.pop(name)
+            await self._engine.remove(name)
+        self._used_s.pop(name, None)
+        logger.info("adapter freed", extra={"adapter": name})
+
+    def _note_loaded(self, version: AdapterVersion) -> None:
+        self._loaded[version.engine_name] = version
+        self._touch(version.engine_name)
+
+    def _touch(self, name: str) -> None:
+        self._used_s[name] = time.monotonic()
+        if name in self._loaded:
+            self._loaded.move_to_end(name)

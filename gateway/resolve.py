@@ -1,0 +1,58 @@
+"""What `model` means for a caller: one version of an adapter, or the base model. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from adapters.errors import AdapterNotFoundError
+from adapters.names import parse_reference
+from adapters.registry import AdapterRecord, AdapterVersion, Snapshot, VersionStatus
+
+
+@dataclass(frozen=True)
+class Target:
+    """Resolved once per request and kept to its last byte."""
+
+    requested: str  # as the caller wrote it; answers carry it back
+    label: str  # what the x-lorikeet-adapter header says: `support@2`, or the base model's name
+    version: AdapterVersion | None  # None: the base model itself
+
+    @property
+    def engine_name(self) -> str | None:
+        return self.version.engine_name if self.version else None
+
+
+def resolve(model: str, *, tenant: str, snapshot: Snapshot, base_names: Iterable[str]) -> Target:
+    """`support` (production), `support@3` (pinned), `acme/support` (own, or shared by acme), or the base's own name.
+
+    Raises AdapterNotFoundError for anything else: a foreign adapter cannot be told from one that does not exist.
+    """
+    if model in base_names:
+        return Target(model, model, None)
+    reference = parse_reference(model)
+    if reference is None:
+        raise AdapterNotFoundError(model)
+    owner = reference.tenant or tenant
+    record = snapshot.adapters.get((owner, reference.name))
+    if record is None or not visible(record, tenant):
+        raise AdapterNotFoundError(model)
+    number = reference.version or record.production
+    version = snapshot.versions.get((owner, reference.name, number)) if number is not None else None
+    if version is None or version.status is not VersionStatus.READY:
+        raise AdapterNotFoundError(model)
+    shown = reference.name if owner == tenant else f"{owner}/{reference.name}"
+    return Target(model, f"{shown}@{version.version}", version)
+
+
+def visible(record: AdapterRecord, tenant: str) -> bool:
+    return record.tenant == tenant or tenant in record.shared_with
+
+
+def production_versions(snapshot: Snapshot) -> list[AdapterVersion]:
+    """Versions that some alias points at, newest first: what engines should hold."""
+    versions = [
+        snapshot.versions.get((record.tenant, record.name, record.production))
+        for record in snapshot.adapters.values()
+        if record.production is not None
+    ]
+    ready = [version for version in versions if version is not None and version.status is VersionStatus.READY]
+    return sorted(ready, key=lambda version: version.created_at, reverse=True)

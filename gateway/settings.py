@@ -1,0 +1,135 @@
+"""Every setting an operator may turn: environment (LORIKEET_…) over `configs/gateway.yaml` over the defaults here."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from adapters.home import Home, home
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+MIB = 1024 * 1024
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class UploadSettings(_Section):
+    """What an uploaded adapter may be before anybody looks inside."""
+
+    max_bytes: int = Field(512 * MIB, gt=0, description="Largest upload accepted.")
+    max_expanded_bytes: int = Field(1024 * MIB, gt=0, description="Largest sum of the files in an archive.")
+    max_entries: int = Field(64, gt=0, description="Most files in an archive.")
+    part_ttl_s: float = Field(3600, gt=0, description="Unfinished resumable uploads are dropped after this.")
+
+
+class RequestSettings(_Section):
+    """What one generation may ask for."""
+
+    max_body_bytes: int = Field(8 * MIB, gt=0, description="Largest request body.")
+    default_max_tokens: int = Field(512, gt=0, description="Output cap when neither caller nor adapter names one.")
+    max_choices: int = Field(8, gt=0, description="Largest `n`.")
+    idle_s: float = Field(60.0, gt=0, description="Seconds without a byte from the engine before a stream is given up.")
+    answer_s: float = Field(600.0, gt=0, description="Longest wait for an answer that is not streamed.")
+    queue_s: float = Field(60.0, gt=0, description="Longest wait for a turn before the request is refused.")
+    max_queue: int = Field(512, gt=0, description="Most requests waiting for a turn, all tenants together.")
+    patience_s: float = Field(
+        2.0, gt=0, description="A request for a cold adapter that waited this long makes a busy LoRA slot drain for it."
+    )
+    tenant_max_in_flight: int = Field(
+        64, gt=0, description="Requests one tenant may have open, unless its row says so."
+    )
+
+
+class ResidencySettings(_Section):
+    """How adapters come into and leave an engine."""
+
+    retire_grace_s: float = Field(
+        5.0, ge=0, description="An unused version that is no longer production is freed after this."
+    )
+    sweep_s: float = Field(2.0, gt=0, description="How often versions to free are looked for.")
+    reconcile_s: float = Field(30.0, gt=0, description="How often the engine's own list is compared with ours.")
+    stall_share: float = Field(
+        0.2, gt=0, le=1, description="Largest share of time loads may stop the running streams; loads are paced to it."
+    )
+
+
+class CanarySettings(_Section):
+    """The base-model prompt whose log-probabilities say whether the engine is sane."""
+
+    interval_s: float = Field(15.0, gt=0, description="Seconds between two looks.")
+    tolerance: float = Field(0.5, gt=0, description="Largest mean difference of log-probabilities, in nats.")
+    failures: int = Field(2, gt=0, description="Failures in a row that restart the engine.")
+
+
+class ProbeSettings(_Section):
+    """The activation probe: replayed goldens, or default prompts for adapters without a manifest."""
+
+    tolerance: float = Field(
+        0.25,
+        gt=0,
+        description="Largest mean difference from the manifest's log-probabilities, in nats: bfloat16 serving against the "
+        "trainer's arithmetic measures about 0.01 to 0.05, a halved scale several tenths.",
+    )
+    min_effect: float = Field(
+        0.005,
+        gt=0,
+        description="Smallest mean difference from the base's log-probabilities, in nats, that counts as effect.",
+    )
+    goldens: int = Field(8, gt=0, description="Most goldens replayed.")
+    timeout_s: float = Field(60.0, gt=0)
+
+
+class Settings(BaseSettings):
+    """LORIKEET_REQUESTS__MAX_QUEUE=64 sets requests.max_queue."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LORIKEET_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="ignore",
+        yaml_file=CONFIGS / "gateway.yaml",
+    )
+
+    data: Path = Field(
+        default_factory=lambda: home().root, validation_alias="LORIKEET_HOME", description="The data folder."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535)
+    base: str = Field("smollm2-135m-instruct", description="Base model: a file of configs/bases, a path, or a hub id.")
+    engine: str = Field("auto", description="Engine profile: a file of configs/engines, a path, or `auto`.")
+    database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite in the data folder when empty.")
+    blob_url: str | None = Field(
+        None, description="s3://, gs:// or az:// location; a folder in the data folder when empty."
+    )
+    refresh_s: float = Field(0.25, gt=0, description="How often the registry's change counter is read.")
+    log_level: str = "INFO"
+    uploads: UploadSettings = UploadSettings()
+    requests: RequestSettings = RequestSettings()
+    residency: ResidencySettings = ResidencySettings()
+    canary: CanarySettings = CanarySettings()
+    probe: ProbeSettings = ProbeSettings()
+
+    @property
+    def home(self) -> Home:
+        return Home(self.data.expanduser().absolute())
+
+    @property
+    def registry_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.home.database}"
+
+    @property
+    def blob_location(self) -> str | Path:
+        return self.blob_url or self.home.blobs
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
