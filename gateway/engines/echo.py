@@ -9,7 +9,7 @@ An adapter's folder may hold, beside its weights, files that only this engine re
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ class EchoResponse:
     async def read(self) -> bytes:
         return b"".join([part async for part in self._parts])
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         async for part in self._parts:
             yield part
 

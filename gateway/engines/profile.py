@@ -1,0 +1,126 @@
+"""Everything that differs between machines an engine runs on: one profile a machine class, in `configs/engines/`.
+
+The command line and the environment are pure functions of a profile, so that a test can hand both to vLLM's own parser.
+"""
+
+import ctypes.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gateway.errors import EngineStartError
+
+BASE_NAME = "base"  # what the engine calls the base model; no adapter's engine name is without a '/'
+PLUGIN_NAME = "lorikeet"  # entry point of gateway.engines.plugin, in pyproject.toml
+PROFILES = Path(__file__).parents[2] / "configs" / "engines"
+
+# True of every engine of ours, on any machine. A profile's `env` wins.
+ENGINE_ENV = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    "VLLM_PLUGINS": PLUGIN_NAME,  # an allow-list: nothing else that happens to be installed is loaded
+    "VLLM_COMPUTE_NANS_IN_LOGITS": "1",  # counts what a poisoned cache answers: vllm:corrupted_requests_total
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",  # an adapter path that looks like a hub id would be fetched on the engine's step thread
+    "TRANSFORMERS_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+# Of the gateway's own environment the engine gets neither other vLLM settings (one empty value crashes it, one wrong
+# one opens its debug routes) nor the gateway's secrets.
+_WITHHELD = ("VLLM_", "LORIKEET_", "OPENAI_", "AWS_", "AZURE_", "GOOGLE_", "PYTEST_")
+
+
+class EngineProfile(BaseModel):
+    """How to run one vLLM on one class of machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    module: str = Field(
+        "vllm.entrypoints.launchers.api_server.entry",
+        description="Run with `python -m`. The `vllm` command is not used: it needs a distribution named vllm.",
+    )
+    slots: int = Field(gt=0, description="LoRA slots: adapters that can be in one batch (--max-loras).")
+    host_adapters: int = Field(
+        gt=0, description="Adapters kept in host memory (--max-cpu-loras). Beyond it a step reads from disk."
+    )
+    max_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(
+        description="Every slot has room for this rank, whatever an adapter's own is (--max-lora-rank)."
+    )
+    max_in_flight: int = Field(gt=0, description="Requests in one batch (--max-num-seqs).")
+    context_tokens: int = Field(gt=0, description="Prompt and answer together (--max-model-len).")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    kv_cache_bytes: int | None = Field(None, gt=0, description="None: vLLM measures what is left.")
+    eager: bool = Field(False, description="No compilation and no graphs: a fast start.")
+    args: tuple[str, ...] = Field((), description="Further arguments of vLLM.")
+    env: dict[str, str] = Field({}, description="Further environment.")
+    preload: tuple[str, ...] = Field((), description="Libraries to preload where found, by name as in -lNAME.")
+    start_timeout_s: float = Field(gt=0, description="From launch to ready.")
+    shutdown_timeout_s: int = Field(
+        20, ge=0, description="How long requests in flight may go on after a stop; then they are cut."
+    )
+    load_s_per_mb: float = Field(gt=0, description="Time every stream stands still while an adapter is loaded.")
+
+    @model_validator(mode="after")
+    def _host_covers_slots(self) -> "EngineProfile":
+        if self.host_adapters < self.slots:
+            raise ValueError(f"host_adapters ({self.host_adapters}) must be at least slots ({self.slots})")
+        return self
+
+
+def load_profile(name_or_path: str | Path) -> EngineProfile:
+    """A profile of `configs/engines/` by name, or any YAML file. Raises EngineStartError when there is none or it is wrong."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PROFILES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml")))
+        raise EngineStartError(f"There is no engine profile '{name_or_path}'. Known: {known}; or name a YAML file.")
+    try:
+        return EngineProfile.model_validate({"name": path.stem} | yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError, TypeError) as exc:
+        raise EngineStartError(f"The engine profile {path} is not valid: {exc}") from exc
+
+
+def engine_arguments(profile: EngineProfile, *, model: Path, socket: Path) -> list[str]:
+    """vLLM's command-line arguments."""
+    arguments = {
+        "--model": str(model),
+        "--served-model-name": BASE_NAME,
+        "--uds": str(socket),
+        "--dtype": profile.dtype,
+        "--max-model-len": str(profile.context_tokens),
+        "--max-num-seqs": str(profile.max_in_flight),
+        "--max-loras": str(profile.slots),
+        "--max-cpu-loras": str(profile.host_adapters),
+        "--max-lora-rank": str(profile.max_rank),
+        "--shutdown-timeout": str(profile.shutdown_timeout_s),
+    }
+    if profile.kv_cache_bytes is not None:
+        arguments["--kv-cache-memory-bytes"] = str(profile.kv_cache_bytes)
+    flags = ["--enable-lora", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
+    if profile.eager:
+        flags.append("--enforce-eager")
+    return [part for pair in arguments.items() for part in pair] + flags + list(profile.args)
+
+
+def engine_command(profile: EngineProfile, *, model: Path, socket: Path, python: str = sys.executable) -> list[str]:
+    return [python, "-m", profile.module, *engine_arguments(profile, model=model, socket=socket)]
+
+
+def engine_environment(
+    profile: EngineProfile, inherited: Mapping[str, str], *, preload: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """The engine's whole environment. preload: library names the machine has, from `find_preloads`."""
+    kept = {key: value for key, value in inherited.items() if not key.startswith(_WITHHELD)}
+    libraries = [*preload, *filter(None, [inherited.get("LD_PRELOAD")])]
+    return kept | ENGINE_ENV | profile.env | ({"LD_PRELOAD": ":".join(libraries)} if libraries else {})
+
+
+def find_preloads(profile: EngineProfile) -> tuple[str, ...]:
+    """Those of the profile's libraries that are installed, as the loader knows them. Runs ldconfig: not for the loop."""
+    return tuple(filter(None, (ctypes.util.find_library(name) for name in profile.preload)))
