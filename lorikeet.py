@@ -1,13 +1,16 @@
 """The `lorikeet` command. It mounts each room's commands and imports a room only when one of its commands runs."""
 
 import importlib
+import inspect
+import re
 import sys
 from dataclasses import dataclass
+from typing import Any
 
-import click
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
 
 
 @dataclass(frozen=True)
@@ -19,19 +22,23 @@ class Mount:
 
 
 COMMANDS: dict[str, Mount] = {
-    "serve": Mount("gateway.cli:serve_app", "Run gateway and engine in the foreground."),
-    "up": Mount("gateway.cli:up_app", "Start gateway and engine in the background and wait for a real answer."),
-    "down": Mount("gateway.cli:down_app", "Stop what `up` started; leaves no process, socket or shared memory."),
-    "status": Mount("gateway.cli:status_app", "Is it ready, and what does each engine hold?"),
-    "engine": Mount("gateway.cli:engine_app", "State, LoRA slots and resident adapters of each engine."),
-    "tenants": Mount("gateway.cli:tenants_app", "Create and list tenants."),
-    "keys": Mount("gateway.cli:keys_app", "Create, list and revoke API keys."),
-    "push": Mount("gateway.cli:push_app", "Upload an adapter folder as a new version."),
-    "adapters": Mount("gateway.cli:adapters_app", "List adapters, or the versions of one."),
-    "promote": Mount("gateway.cli:promote_app", "Make a version the one that answers to the name."),
-    "rollback": Mount("gateway.cli:rollback_app", "Go back to the version before."),
+    "serve": Mount("gateway.cli.running:serve_app", "Run gateway and engine in the foreground."),
+    "up": Mount("gateway.cli.running:up_app", "Start gateway and engine in the background and wait for a real answer."),
+    "down": Mount(
+        "gateway.cli.running:down_app", "Stop what `up` started; leaves no process, socket or shared memory."
+    ),
+    "status": Mount("gateway.cli.running:status_app", "Is it ready, and what does each engine hold?"),
+    "engine": Mount("gateway.cli.running:engine_app", "State, LoRA slots and resident adapters of each engine."),
+    "tenants": Mount("gateway.cli.access:tenants_app", "Create and list tenants."),
+    "keys": Mount("gateway.cli.access:keys_app", "Create, list and revoke API keys."),
+    "push": Mount("gateway.cli.adapters:push_app", "Upload an adapter folder as a new version."),
+    "adapters": Mount("gateway.cli.adapters:adapters_app", "List adapters, or the versions of one."),
+    "promote": Mount("gateway.cli.adapters:promote_app", "Make a version the one that answers to the name."),
+    "rollback": Mount("gateway.cli.adapters:rollback_app", "Go back to the version before."),
     "base": Mount("adapters.cli:base_app", "Prepare and inspect base models."),
-    "inspect": Mount("adapters.cli:inspect_app", "Show an adapter folder, and every fault that keeps it from being served."),
+    "inspect": Mount(
+        "adapters.cli:inspect_app", "Show an adapter folder, and every fault that keeps it from being served."
+    ),
     "merge": Mount("adapters.cli:merge_app", "Fold an adapter into its base model, with a parity report."),
     "advise": Mount("trainer.cli:advise_app", "Prompt, retrieve or fine-tune? An answer with its reasons."),
     "estimate": Mount("trainer.cli:estimate_app", "Parameters, memory, time and cost of a training run, before it."),
@@ -43,28 +50,47 @@ COMMANDS: dict[str, Mount] = {
 
 
 class LazyGroup(TyperGroup):
-    """Lists every command from the table and imports its module on first use."""
+    """Lists every command from the table and imports a command's module when that command is called.
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    Typer carries click inside itself without exporting its types, hence Any.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """What the list of commands needs: name and help."""
         mount = COMMANDS.get(cmd_name)
-        if mount is None:
-            return None
-        if ctx.resilient_parsing or cmd_name not in sys.argv:
-            return click.Command(cmd_name, help=mount.help)
-        module, attribute = mount.target.split(":")
-        command = typer.main.get_command(getattr(importlib.import_module(module), attribute))
-        command.name = cmd_name
-        command.help = command.help or mount.help
-        return command
+        return TyperCommand(cmd_name, help=mount.help) if mount else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if command is not None and name else command, rest
+
+
+def load_command(name: str) -> Any:
+    """The real command, with its options: imports the room it lives in."""
+    module, attribute = COMMANDS[name].target.split(":")
+    command = typer.main.get_command(getattr(importlib.import_module(module), attribute))
+    command.name = name
+    command.help = command.help or COMMANDS[name].help
+    unwrap_help(command)
+    return command
+
+
+def unwrap_help(command: Any) -> None:
+    """Docstrings are wrapped for readers of the code; on a terminal a paragraph flows."""
+    if command.help and "\b" not in command.help:
+        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.help))
+    for child in getattr(command, "commands", {}).values():
+        unwrap_help(child)
 
 
 app = typer.Typer(
     cls=LazyGroup,
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Many fine-tuned models served from one base model.",
 )
@@ -82,7 +108,9 @@ def main() -> None:
     except Exception as exc:
         if not getattr(type(exc), "__module__", "").startswith(("adapters.", "gateway.", "trainer.", "loadtests.")):
             raise
-        Console(stderr=True).print(f"[red]error:[/red] {exc}", highlight=False, markup=True, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[red]error:[/red] {escape(str(exc))}", highlight=False, markup=True, soft_wrap=True
+        )
         sys.exit(1)
 
 
