@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import URL, make_url
@@ -14,7 +15,13 @@ from adapters.errors import DatabaseError
 HEAD = "0001"  # newest migration; a test compares it with adapters/migrations
 BUSY_TIMEOUT_S = 30  # how long a writer waits for another process on the same SQLite file
 _MIGRATION_LOCK = 7_205_759_403  # any constant: Postgres' advisory lock that lets one process migrate at a time
-_UNAVAILABLE = (sa_exc.OperationalError, sa_exc.InterfaceError, sa_exc.TimeoutError)
+_BUGS = (sa_exc.IntegrityError, sa_exc.ProgrammingError, sa_exc.DataError)  # ours: nothing an operator could mend
+_UNAVAILABLE = (sa_exc.DatabaseError, sa_exc.InterfaceError, sa_exc.TimeoutError)
+
+_JSON: dict[str, Any] = {
+    "json_serializer": lambda value: orjson.dumps(value).decode(),
+    "json_deserializer": orjson.loads,
+}
 
 
 def open_database(url: str) -> sa.Engine:
@@ -67,7 +74,7 @@ def _target(url: str) -> URL:
 
 
 def _sqlite(target: URL) -> sa.Engine:
-    engine = sa.create_engine(target, connect_args={"timeout": BUSY_TIMEOUT_S}, pool_size=16, max_overflow=32)
+    engine = sa.create_engine(target, connect_args={"timeout": BUSY_TIMEOUT_S}, pool_size=16, max_overflow=32, **_JSON)
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
@@ -84,7 +91,7 @@ def _sqlite(target: URL) -> sa.Engine:
 
 def _postgres(target: URL) -> sa.Engine:
     try:
-        return sa.create_engine(target, pool_pre_ping=True, pool_size=8, max_overflow=24)
+        return sa.create_engine(target, pool_pre_ping=True, pool_size=8, max_overflow=24, **_JSON)
     except ModuleNotFoundError as exc:
         raise DatabaseError("Postgres needs its driver. Install it with: pip install 'lorikeet[postgres]'") from exc
 
@@ -139,6 +146,8 @@ def _upgrade(connection: sa.Connection) -> None:
 def _said_plainly(url: URL) -> Iterator[None]:
     try:
         yield
+    except _BUGS:
+        raise
     except _UNAVAILABLE as exc:
         reason = str(getattr(exc, "orig", None) or exc).strip().splitlines()[0]
         raise DatabaseError(

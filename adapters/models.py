@@ -61,14 +61,8 @@ class AdapterRow(Base):
     deleted_at: Mapped[float | None]
     production: Mapped[int | None]
     former: Mapped[list[Any]]  # earlier production versions, the latest last
-
-
-class ShareRow(Base):
-    __tablename__ = "adapter_shares"
-    tenant: Mapped[str] = mapped_column(primary_key=True)
-    adapter: Mapped[str] = mapped_column(primary_key=True)
-    shared_with: Mapped[str] = mapped_column(ForeignKey("tenants.name"), primary_key=True)
-    __table_args__ = (ForeignKeyConstraint(["tenant", "adapter"], ["adapters.tenant", "adapters.name"]),)
+    shared_with: Mapped[list[Any]]  # names of tenants
+    changed: Mapped[int] = mapped_column(BigInteger, index=True)  # the change counter at the last write
 
 
 class VersionRow(Base):
@@ -87,6 +81,7 @@ class VersionRow(Base):
     faults: Mapped[list[Any]]
     probe: Mapped[dict[str, Any] | None]
     serving: Mapped[dict[str, Any] | None]  # the manifest's serving defaults where it sets any
+    changed: Mapped[int] = mapped_column(BigInteger, index=True)  # the change counter at the last write
     # Last and deferred: SQLite then skips the pages it overflows to when a snapshot reads the other columns.
     manifest: Mapped[str | None] = mapped_column(Text, deferred=True)
     __table_args__ = (

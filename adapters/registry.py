@@ -5,8 +5,9 @@ Every write starts by raising the change counter, which makes writers take turns
 reader that sees counter n sees every change up to n.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,11 +18,10 @@ from adapters.alias import Alias
 from adapters.api_keys import load_secret
 from adapters.database import open_database, reading
 from adapters.errors import ConflictError, Fault, VersionNotFoundError
-from adapters.manifest import Manifest, ServingDefaults, parse_manifest
-from adapters.models import AdapterRow, ChangeRow, KeyRow, ShareRow, TenantRow, VersionRow
+from adapters.manifest import Manifest, parse_manifest
+from adapters.models import AdapterRow, VersionRow
 from adapters.names import check_name
 from adapters.records import (
-    NO_SERVING_DEFAULTS,
     AdapterRecord,
     AdapterVersion,
     ApiKey,
@@ -33,16 +33,17 @@ from adapters.records import (
 )
 from adapters.rows import (
     adapter_record,
-    adapter_records,
     alias_of,
     all_versions,
     live_versions,
     require_adapter,
+    require_tenant,
     require_version,
-    shares_of,
     store_alias,
+    version_record,
 )
-from adapters.tenancy import Tenancy, key_record, require_tenant, tenant_record
+from adapters.snapshots import read_counter, read_snapshot
+from adapters.tenancy import Tenancy
 
 __all__ = [
     "AdapterRecord",
@@ -71,6 +72,12 @@ NEXT_STATUS: Mapping[VersionStatus, frozenset[VersionStatus]] = {
 class Registry(Tenancy):
     """Everything Lorikeet knows about who may use which adapter version."""
 
+    def __init__(self, engine: sa.Engine, *, secret: bytes, clock: Callable[[], float] = time.time) -> None:
+        """secret: keys the hash of API keys; see `load_secret`. clock: Unix seconds."""
+        super().__init__(engine, secret=secret, clock=clock)
+        self._snapshot_lock = threading.Lock()
+        self._last_snapshot: Snapshot | None = None
+
     # Versions
 
     def add_version(
@@ -97,7 +104,7 @@ class Registry(Tenancy):
             now = self._clock()
             adapter = session.get(AdapterRow, (tenant, name))
             if adapter is None:
-                adapter = AdapterRow(tenant=tenant, name=name, created_at=now, former=[])
+                adapter = AdapterRow(tenant=tenant, name=name, created_at=now, former=[], shared_with=[])
                 session.add(adapter)
             elif adapter.deleted_at is not None:  # the name lives again; its numbers go on
                 adapter.created_at, adapter.deleted_at = now, None
@@ -201,14 +208,14 @@ class Registry(Tenancy):
             if row.status != VersionStatus.READY:
                 raise ConflictError(f"'{name}@{version}' is {row.status}; only a ready version can be promoted.")
             self._move(session, adapter, alias_of(adapter).promoted(version), actor, "version.promote")
-            return adapter_record(adapter, shares_of(session, adapter))
+            return adapter_record(adapter)
 
     def rollback(self, tenant: str, name: str, *, actor: str = "operator") -> AdapterRecord:
         """Back to the production version before. Raises ConflictError when there is none."""
         with self._writing() as session:
             adapter = require_adapter(session, tenant, name)
             self._move(session, adapter, alias_of(adapter).rolled_back(), actor, "version.rollback")
-            return adapter_record(adapter, shares_of(session, adapter))
+            return adapter_record(adapter)
 
     def share(self, tenant: str, name: str, with_tenant: str, *, actor: str = "operator") -> AdapterRecord:
         """Let another tenant use the adapter as `tenant/name`. Sharing twice is sharing once."""
@@ -217,19 +224,18 @@ class Registry(Tenancy):
             require_tenant(session, with_tenant)
             if with_tenant == tenant:
                 raise ConflictError(f"'{name}' belongs to '{tenant}' already.")
-            if session.get(ShareRow, (tenant, name, with_tenant)) is None:
-                session.add(ShareRow(tenant=tenant, adapter=name, shared_with=with_tenant))
+            if with_tenant not in adapter.shared_with:
+                adapter.shared_with = sorted({*adapter.shared_with, with_tenant})
                 self._audit(session, actor, "adapter.share", tenant, name, shared_with=with_tenant)
-            return adapter_record(adapter, shares_of(session, adapter))
+            return adapter_record(adapter)
 
     def unshare(self, tenant: str, name: str, with_tenant: str, *, actor: str = "operator") -> AdapterRecord:
         with self._writing() as session:
             adapter = require_adapter(session, tenant, name)
-            share = session.get(ShareRow, (tenant, name, with_tenant))
-            if share is not None:
-                session.delete(share)
+            if with_tenant in adapter.shared_with:
+                adapter.shared_with = [other for other in adapter.shared_with if other != with_tenant]
                 self._audit(session, actor, "adapter.unshare", tenant, name, shared_with=with_tenant)
-            return adapter_record(adapter, shares_of(session, adapter))
+            return adapter_record(adapter)
 
     def delete_adapter(self, tenant: str, name: str, *, actor: str = "operator") -> None:
         """Retire every version and free the name; numbers go on where they stopped if it is used again."""
@@ -240,12 +246,15 @@ class Registry(Tenancy):
         """Raises AdapterNotFoundError."""
         with reading(self._engine) as session:
             adapter = require_adapter(session, tenant, name)
-            return adapter_record(adapter, shares_of(session, adapter))
+            return adapter_record(adapter)
 
     def adapters(self, tenant: str | None = None) -> list[AdapterRecord]:
         """What one tenant owns, or everything, by name."""
+        query = sa.select(AdapterRow).where(AdapterRow.deleted_at.is_(None))
+        if tenant is not None:
+            query = query.where(AdapterRow.tenant == tenant)
         with reading(self._engine) as session:
-            return adapter_records(session, tenant)
+            return [adapter_record(row) for row in session.scalars(query.order_by(AdapterRow.tenant, AdapterRow.name))]
 
     # What happened, and what is
 
@@ -260,18 +269,10 @@ class Registry(Tenancy):
             return read_counter(session)
 
     def snapshot(self) -> Snapshot:
-        """Everything that is not deleted, from one moment."""
-        with reading(self._engine) as session:
-            keys = session.scalars(sa.select(KeyRow).where(KeyRow.revoked_at.is_(None)))
-            columns = [column for column in sa.inspect(VersionRow).columns if column.key != "manifest"]
-            versions = session.execute(sa.select(*columns).where(VersionRow.status != VersionStatus.RETIRED.value))
-            return Snapshot(
-                counter=read_counter(session),
-                tenants={row.name: tenant_record(row) for row in session.scalars(sa.select(TenantRow))},
-                keys={row.hash: key_record(row) for row in keys},
-                adapters={(adapter.tenant, adapter.name): adapter for adapter in adapter_records(session)},
-                versions={(row.tenant, row.adapter, row.version): self._version(row) for row in versions},
-            )
+        """Everything that is not deleted, from one moment. After the first, reads only what changed since the last."""
+        with self._snapshot_lock, reading(self._engine) as session:
+            self._last_snapshot = read_snapshot(session, self._manifest, self._last_snapshot)
+            return self._last_snapshot
 
     # Parts of the methods above
 
@@ -285,30 +286,13 @@ class Registry(Tenancy):
     def _retire(self, session: Session, adapter: AdapterRow, actor: str) -> None:
         for row in session.scalars(live_versions(adapter.tenant, adapter.name)):
             row.status = VersionStatus.RETIRED.value
-        session.execute(sa.delete(ShareRow).where(ShareRow.tenant == adapter.tenant, ShareRow.adapter == adapter.name))
+        adapter.shared_with = []
         store_alias(adapter, Alias())
         adapter.deleted_at = self._clock()
         self._audit(session, actor, "adapter.delete", adapter.tenant, adapter.name)
 
-    def _version(self, row: Any) -> AdapterVersion:
-        """row: a VersionRow, or a result row with its columns."""
-        return AdapterVersion(
-            tenant=row.tenant,
-            adapter=row.adapter,
-            version=row.version,
-            digest=row.digest,
-            status=VersionStatus(row.status),
-            created_at=row.created_at,
-            rank=row.rank,
-            alpha=row.alpha,
-            size_bytes=row.size_bytes,
-            files=row.files,
-            serving=ServingDefaults(**row.serving) if row.serving else NO_SERVING_DEFAULTS,
-            warnings=tuple(row.warnings),
-            faults=tuple(Fault(**fault) for fault in row.faults),
-            probe=row.probe,
-            manifest_source=partial(self._manifest, row.tenant, row.adapter, row.version),
-        )
+    def _version(self, row: VersionRow) -> AdapterVersion:
+        return version_record(row, self._manifest)
 
     def _manifest(self, tenant: str, adapter: str, version: int) -> Manifest | None:
         query = sa.select(VersionRow.manifest).where(
@@ -317,7 +301,3 @@ class Registry(Tenancy):
         with reading(self._engine) as session:
             raw = session.scalar(query)
         return parse_manifest(raw) if raw is not None else None
-
-
-def read_counter(session: Session) -> int:
-    return session.scalars(sa.select(ChangeRow.value)).one()

@@ -1,14 +1,27 @@
-"""Finding adapters and versions in the database, and turning their rows into records."""
+"""Rows of the registry: finding them, and turning them into records."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from adapters.alias import Alias
-from adapters.errors import AdapterNotFoundError, VersionNotFoundError
-from adapters.models import AdapterRow, ShareRow, VersionRow
-from adapters.records import AdapterRecord, VersionStatus
+from adapters.errors import AdapterNotFoundError, Fault, TenantNotFoundError, VersionNotFoundError
+from adapters.manifest import Manifest, ServingDefaults
+from adapters.models import AdapterRow, KeyRow, TenantRow, VersionRow
+from adapters.records import (
+    NO_SERVING_DEFAULTS,
+    AdapterRecord,
+    AdapterVersion,
+    ApiKey,
+    Scope,
+    Tenant,
+    VersionStatus,
+)
+
+ManifestLoader = Callable[[str, str, int], Manifest | None]
 
 
 def alias_of(adapter: AdapterRow) -> Alias:
@@ -19,25 +32,40 @@ def store_alias(adapter: AdapterRow, alias: Alias) -> None:
     adapter.production, adapter.former = alias.production, list(alias.former)
 
 
-def adapter_record(row: AdapterRow, shared_with: Iterable[str]) -> AdapterRecord:
+def adapter_record(row: AdapterRow) -> AdapterRecord:
     alias = alias_of(row)
-    return AdapterRecord(row.tenant, row.name, row.created_at, alias.production, alias.previous, frozenset(shared_with))
+    shared_with = frozenset(row.shared_with)
+    return AdapterRecord(row.tenant, row.name, row.created_at, alias.production, alias.previous, shared_with)
 
 
-def shares_of(session: Session, adapter: AdapterRow) -> Iterable[str]:
-    return session.scalars(
-        sa.select(ShareRow.shared_with).where(ShareRow.tenant == adapter.tenant, ShareRow.adapter == adapter.name)
+def version_record(row: Any, load_manifest: ManifestLoader) -> AdapterVersion:
+    """row: a VersionRow, or a result row with its columns."""
+    return AdapterVersion(
+        tenant=row.tenant,
+        adapter=row.adapter,
+        version=row.version,
+        digest=row.digest,
+        status=VersionStatus(row.status),
+        created_at=row.created_at,
+        rank=row.rank,
+        alpha=row.alpha,
+        size_bytes=row.size_bytes,
+        files=row.files,
+        serving=ServingDefaults(**row.serving) if row.serving else NO_SERVING_DEFAULTS,
+        warnings=tuple(row.warnings),
+        faults=tuple(Fault(**fault) for fault in row.faults),
+        probe=row.probe,
+        manifest_source=partial(load_manifest, row.tenant, row.adapter, row.version),
     )
 
 
-def adapter_records(session: Session, tenant: str | None = None) -> list[AdapterRecord]:
-    query = sa.select(AdapterRow).where(AdapterRow.deleted_at.is_(None)).order_by(AdapterRow.tenant, AdapterRow.name)
-    if tenant is not None:
-        query = query.where(AdapterRow.tenant == tenant)
-    shared: dict[tuple[str, str], list[str]] = {}
-    for share in session.scalars(sa.select(ShareRow)):
-        shared.setdefault((share.tenant, share.adapter), []).append(share.shared_with)
-    return [adapter_record(row, shared.get((row.tenant, row.name), ())) for row in session.scalars(query)]
+def tenant_record(row: TenantRow) -> Tenant:
+    return Tenant(row.name, row.created_at, row.cache_salt, row.max_in_flight, row.weight)
+
+
+def key_record(row: KeyRow) -> ApiKey:
+    scopes = frozenset(Scope(scope) for scope in row.scopes)
+    return ApiKey(row.id, row.tenant, row.name, scopes, row.hint, row.created_at, row.expires_at, row.revoked_at)
 
 
 def all_versions(tenant: str, name: str) -> sa.Select[VersionRow]:
@@ -46,6 +74,13 @@ def all_versions(tenant: str, name: str) -> sa.Select[VersionRow]:
 
 def live_versions(tenant: str, name: str) -> sa.Select[VersionRow]:
     return all_versions(tenant, name).where(VersionRow.status != VersionStatus.RETIRED.value)
+
+
+def require_tenant(session: Session, name: str) -> TenantRow:
+    row = session.get(TenantRow, name)
+    if row is None:
+        raise TenantNotFoundError(name)
+    return row
 
 
 def require_adapter(session: Session, tenant: str, name: str) -> AdapterRow:

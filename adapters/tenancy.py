@@ -11,10 +11,11 @@ from sqlalchemy.orm import Session
 
 from adapters import api_keys, audit
 from adapters.database import reading, writing
-from adapters.errors import ConflictError, KeyNotFoundError, TenantNotFoundError
-from adapters.models import ChangeRow, KeyRow, TenantRow
+from adapters.errors import ConflictError, KeyNotFoundError
+from adapters.models import AdapterRow, ChangeRow, KeyRow, TenantRow, VersionRow
 from adapters.names import check_name
 from adapters.records import ApiKey, Scope, Tenant
+from adapters.rows import key_record, require_tenant, tenant_record
 
 
 class Tenancy:
@@ -102,27 +103,20 @@ class Tenancy:
 
     @contextmanager
     def _writing(self) -> Iterator[Session]:
+        """A write transaction. It raises the counter first, so writers take turns, and stamps what it writes with it."""
         with writing(self._engine) as session:
-            session.execute(sa.update(ChangeRow).values(value=ChangeRow.value + 1))
+            raised = sa.update(ChangeRow).values(value=ChangeRow.value + 1).returning(ChangeRow.value)
+            counter = session.scalars(raised).one()
+
+            @sa.event.listens_for(session, "before_flush")
+            def stamp(session: Session, *_: object) -> None:
+                for row in (*session.new, *session.dirty):
+                    if isinstance(row, AdapterRow | VersionRow):
+                        row.changed = counter
+
             yield session
 
     def _audit(
         self, session: Session, actor: str, action: str, tenant: str | None, subject: str, **details: Any
     ) -> None:
         audit.append(session, self._clock(), actor, action, tenant=tenant, subject=subject, **details)
-
-
-def tenant_record(row: TenantRow) -> Tenant:
-    return Tenant(row.name, row.created_at, row.cache_salt, row.max_in_flight, row.weight)
-
-
-def key_record(row: KeyRow) -> ApiKey:
-    scopes = frozenset(Scope(scope) for scope in row.scopes)
-    return ApiKey(row.id, row.tenant, row.name, scopes, row.hint, row.created_at, row.expires_at, row.revoked_at)
-
-
-def require_tenant(session: Session, name: str) -> TenantRow:
-    row = session.get(TenantRow, name)
-    if row is None:
-        raise TenantNotFoundError(name)
-    return row

@@ -43,9 +43,12 @@ def upgrade() -> None:
         sa.Column("deleted_at", sa.Double(), nullable=True),
         sa.Column("production", sa.Integer(), nullable=True),
         sa.Column("former", sa.JSON(none_as_null=True), nullable=False),
+        sa.Column("shared_with", sa.JSON(none_as_null=True), nullable=False),
+        sa.Column("changed", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["tenant"], ["tenants.name"], name="fk_adapters_tenant"),
         sa.PrimaryKeyConstraint("tenant", "name", name="pk_adapters"),
     )
+    op.create_index("ix_adapters_changed", "adapters", ["changed"], unique=False)
     op.create_table(
         "api_keys",
         sa.Column("id", sa.String(), nullable=False),
@@ -85,17 +88,6 @@ def upgrade() -> None:
     op.create_index("ix_jobs_status", "jobs", ["status"], unique=False)
     op.create_index("ix_jobs_tenant", "jobs", ["tenant"], unique=False)
     op.create_table(
-        "adapter_shares",
-        sa.Column("tenant", sa.String(), nullable=False),
-        sa.Column("adapter", sa.String(), nullable=False),
-        sa.Column("shared_with", sa.String(), nullable=False),
-        sa.ForeignKeyConstraint(["shared_with"], ["tenants.name"], name="fk_adapter_shares_shared_with"),
-        sa.ForeignKeyConstraint(
-            ["tenant", "adapter"], ["adapters.tenant", "adapters.name"], name="fk_adapter_shares_tenant_adapter"
-        ),
-        sa.PrimaryKeyConstraint("tenant", "adapter", "shared_with", name="pk_adapter_shares"),
-    )
-    op.create_table(
         "adapter_versions",
         sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("adapter", sa.String(), nullable=False),
@@ -111,12 +103,14 @@ def upgrade() -> None:
         sa.Column("faults", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("probe", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("serving", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("changed", sa.BigInteger(), nullable=False),
         sa.Column("manifest", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(
             ["tenant", "adapter"], ["adapters.tenant", "adapters.name"], name="fk_adapter_versions_tenant_adapter"
         ),
         sa.PrimaryKeyConstraint("tenant", "adapter", "version", name="pk_adapter_versions"),
     )
+    op.create_index("ix_adapter_versions_changed", "adapter_versions", ["changed"], unique=False)
     op.create_index(
         "uq_adapter_versions_live_digest",
         "adapter_versions",

