@@ -1,0 +1,1 @@
+"""Data sets: fetched from packages or a user's own, always chat rows in JSONL."""
