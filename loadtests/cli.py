@@ -1,0 +1,178 @@
+"""`lorikeet loadtest`: thin commands over `session`. Exit codes are part of the contract: CI reads nothing else."""
+
+import asyncio
+import datetime
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+import uvloop
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from loadtests.errors import LoadTestError
+from loadtests.live import LiveView
+from loadtests.record import Run
+from loadtests.scenario import load_scenario
+from loadtests.schedule import describe_load
+from loadtests.session import RECORDS, REPORT, Plan, measure, plan_only, replot, resolve_keys
+from loadtests.slo import Verdict
+from loadtests.summary import Summary, describe_judgement, format_s, summary_json
+
+USAGE = 2  # exit code: nothing was measured, because the scenario, the records or the server address are wrong
+COLOURS = {Verdict.PASS: "green", Verdict.MISSED: "red", Verdict.UNDECIDED: "yellow", Verdict.VOID: "magenta"}
+
+app = typer.Typer(no_args_is_help=True, help="Measure P95 under load, with an exit code.")
+T = TypeVar("T")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")]
+
+
+@app.callback()
+def _loadtest() -> None:
+    """Measure P95 under load, with an exit code.
+
+    Exit codes: 0 every objective met · 1 an objective missed · 2 wrong usage, or no server ·
+    3 undecided (too few samples, or interrupted) · 4 void: the load generator itself was the bottleneck.
+    """
+
+
+@app.command()
+def run(
+    scenario_file: Annotated[
+        Path, typer.Argument(metavar="SCENARIO.yaml", help="Such as configs/loadtests/quick.yaml")
+    ],
+    url: Annotated[str | None, typer.Option(help="Server to measure, instead of the scenario's.")] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="TENANT=KEY, repeatable; just KEY for a single tenant. Other users see it in the process list."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for records and report.", file_okay=False)] = None,
+    as_json: JsonOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Ask for the models and show the plan; send nothing.")
+    ] = False,
+) -> None:
+    """Send a scenario's load and judge its objectives.
+
+    Leaves records.jsonl, schedule.jsonl, summary.json and report.html in --out, by default a new folder under
+    ~/.lorikeet/loadtests. Ctrl-C ends early and writes what there is.
+
+    Exit codes: 0 pass, 1 objective missed, 2 usage, 3 undecided, 4 generator unhealthy.
+    """
+    try:
+        scenario = load_scenario(scenario_file)
+        keys = resolve_keys(scenario, key or [], os.environ)
+        address = url or scenario.target.url
+        if not re.match(r"https?://", address):
+            raise LoadTestError(f"--url {address}: give an address that begins with http:// or https://.")
+        if dry_run:
+            _show_plan(_in_loop(plan_only(scenario, address, keys)), as_json=as_json)
+            return
+        folder = out or default_folder(scenario.name)
+        view = LiveView(Console(stderr=True))
+        measured, summary = _in_loop(measure(scenario, address, keys, folder, view=view))
+    except LoadTestError as exc:
+        raise _usage(exc) from exc
+    _show(measured, summary, folder, as_json=as_json)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an earlier run.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Judge and draw the records of an earlier run anew.
+
+    Exit codes are those of `run`.
+    """
+    try:
+        measured, summary = replot(folder)
+    except LoadTestError as exc:
+        raise _usage(exc) from exc
+    _show(measured, summary, folder, as_json=as_json)
+    raise typer.Exit(summary.exit_code)
+
+
+def default_folder(scenario: str) -> Path:
+    home = Path(os.environ.get("LORIKEET_HOME", "~/.lorikeet")).expanduser()
+    return home / "loadtests" / f"{scenario}-{datetime.datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005  for its reader
+
+
+def _in_loop(work: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def _usage(exc: LoadTestError) -> typer.Exit:
+    Console(stderr=True).print(f"[red]error:[/red] {escape(str(exc))}", highlight=False, soft_wrap=True)
+    return typer.Exit(USAGE)
+
+
+def _show(run: Run, summary: Summary, folder: Path, *, as_json: bool) -> None:
+    files = {"records": str(folder / RECORDS), "report": str(folder / REPORT)}
+    if as_json:
+        typer.echo(json.dumps(summary_json(run, summary) | {"files": files}, indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "requests", "success", "TTFT P50", "P95", "P99", "E2E P50", "P95", "P99"):
+        table.add_column(column, justify="left" if not column else "right")
+    for group in summary.groups:
+        name = "all requests" if group.kind == "overall" else f"{group.kind} {group.name}"
+        cells = [
+            format_s(group.metrics[metric].percentiles[percent].value) if metric in group.metrics else "–"
+            for metric in ("ttft", "e2e")
+            for percent in (50.0, 95.0, 99.0)
+        ]
+        table.add_row(escape(name), str(group.count), f"{group.success_rate:.1%}", *cells)
+    console.print(table)
+    console.print()
+    for judgement in summary.judgements:
+        colour = COLOURS[judgement.verdict]
+        console.print(f"[{colour}]{judgement.verdict.value:>9}[/{colour}]  {escape(describe_judgement(judgement))}")
+    for error, count in summary.errors[:5]:
+        console.print(f"[red]{count:>7} ×[/red]  {escape(error)}")
+    for fault in run.health.faults:
+        console.print(f"[magenta]     void[/magenta]  The load generator could not keep up: {escape(fault)}")
+    colour = COLOURS[summary.verdict]
+    console.print(
+        f"\n[bold {colour}]{summary.verdict.value.upper()}[/bold {colour}]  {escape(files['report'])}", soft_wrap=True
+    )
+
+
+def _show_plan(plan: Plan, *, as_json: bool) -> None:
+    scenario = plan.workload.scenario
+    planned = [request for phase in plan.schedule for request in phase]
+    counts = Counter((request.tenant, request.adapter) for request in planned)
+    phases = [
+        {
+            "phase": phase.name,
+            "duration_s": phase.duration_s,
+            "load": describe_load(scenario.load_of(phase)),
+            "requests": len(some),
+        }
+        for phase, some in zip(scenario.phases, plan.schedule, strict=True)
+    ]
+    shares = [{"tenant": tenant, "adapter": adapter, "requests": n} for (tenant, adapter), n in counts.most_common()]
+    if as_json:
+        typer.echo(json.dumps({"scenario": scenario.name, "phases": phases, "adapters": shares}, indent=2))
+        return
+    console = Console(highlight=False)
+    for phase in phases:
+        console.print(f"{phase['phase']}: {phase['duration_s']:g} s, {phase['load']}, {phase['requests']} requests")
+    table = Table(box=None, pad_edge=False)
+    for column in ("tenant", "adapter", "requests"):
+        table.add_column(column)
+    for share in shares:
+        table.add_row(escape(str(share["tenant"])), escape(str(share["adapter"])), str(share["requests"]))
+    console.print(table)

@@ -1,0 +1,90 @@
+"""Is the generator itself the bottleneck? Then its figures are its own, not the server's, and the run is void.
+
+Both sides are watched: how late requests leave (send lag), and how late the event loop notices anything (loop lag), which
+is how late answers are seen. Tools that watch only the first were wrong by a third without a warning.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from loadtests.client import Clock
+from loadtests.record import Health, PhaseWindow, Record
+from loadtests.scenario import HealthLimits
+from loadtests.stats import nearest_rank
+
+BEAT_S = 0.01  # 100 wake-ups a second cost about half a percent of a core and see every stall above 10 ms
+LAG_SHARE_OF_OBJECTIVE = 0.02  # a send lag above 2 % of the tightest latency objective would show in its verdict
+
+
+@dataclass
+class Pulse:
+    """Loop lag and CPU time over a run."""
+
+    at_s: list[float] = field(default_factory=list)
+    lag_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+
+    async def beat(self, clock: Clock) -> None:
+        """Runs until cancelled."""
+        while True:
+            due_s = clock() + BEAT_S
+            await asyncio.sleep(BEAT_S)
+            now_s = clock()
+            self.at_s.append(now_s)
+            self.lag_s.append(max(0.0, now_s - due_s))
+            self.cpu_s.append(time.process_time())
+
+
+def assess(
+    records: Sequence[Record],
+    pulse: Pulse,
+    windows: Sequence[PhaseWindow],
+    *,
+    scheduled: int | None,
+    limits: HealthLimits,
+    tightest_s: float | None,
+) -> Health:
+    """Pure. scheduled: requests planned in measured open-loop phases, None where all were closed loops.
+
+    tightest_s: the smallest limit any latency objective sets.
+    """
+    measured = [window for window in windows if window.measured]
+    ends = {window.name: window.end_s for window in measured}
+    sent = [record for record in records if record.phase in ends and record.sent_s is not None]
+    lag_limit_s = limits.send_lag_p99_ms / 1000
+    lag_reason = "health.send_lag_p99_ms"
+    if tightest_s is not None and tightest_s * LAG_SHARE_OF_OBJECTIVE < lag_limit_s:
+        lag_limit_s, lag_reason = tightest_s * LAG_SHARE_OF_OBJECTIVE, "2 % of the tightest objective"
+    send_lag_s = _p99([record.lag_s or 0.0 for record in sent])
+    at_s, lag_s, cpu_s = np.array(pulse.at_s), np.array(pulse.lag_s), np.array(pulse.cpu_s)
+    inside = np.zeros(len(at_s), dtype=bool)
+    used_s, wall_s = 0.0, 0.0
+    for window in measured:
+        within = (at_s >= window.start_s) & (at_s < window.end_s)
+        inside |= within
+        if within.sum() > 1:
+            used_s += float(cpu_s[within][-1] - cpu_s[within][0])
+            wall_s += float(at_s[within][-1] - at_s[within][0])
+    loop_lag_s = _p99(lag_s[inside].tolist())
+    cpu_share = used_s / wall_s if wall_s else 0.0
+    offered = sum((record.sent_s or 0.0) <= ends[record.phase] + lag_limit_s for record in sent)
+    faults = []
+    if send_lag_s > lag_limit_s:
+        faults.append(f"send lag P99 {send_lag_s * 1e3:.1f} ms, allowed {lag_limit_s * 1e3:g} ms ({lag_reason})")
+    if loop_lag_s > limits.loop_lag_p99_ms / 1000:
+        faults.append(f"loop lag P99 {loop_lag_s * 1e3:.1f} ms, allowed {limits.loop_lag_p99_ms:g} ms")
+    if cpu_share > limits.cpu_share:
+        faults.append(f"client used {cpu_share:.0%} of a core, allowed {limits.cpu_share:.0%}")
+    if scheduled is not None and offered < limits.offered_share * scheduled:
+        faults.append(f"sent {offered} of {scheduled} scheduled requests in time, needed {limits.offered_share:.0%}")
+    return Health(
+        send_lag_s, loop_lag_s, cpu_share, offered, offered if scheduled is None else scheduled, tuple(faults)
+    )
+
+
+def _p99(values: Sequence[float]) -> float:
+    return nearest_rank(np.sort(np.array(values)), 99) if values else 0.0

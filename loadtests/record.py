@@ -1,0 +1,213 @@
+"""What is known of a request afterwards, and how a run is kept: one JSON line a request after a header line.
+
+Every instant is in seconds from the beginning of the run, by the monotonic clock:
+
+    intended   sent        headers   first          last         end
+       |--lag--|--------------|--------|--- chunks ---|---close----|
+       |------------ttft---------------|
+               |------ttft_sent--------|
+       |---------------------e2e----------------------|
+
+Latency counts from the intended start, so time a request waits inside a busy client or before a stalled server is not
+lost ("coordinated omission"); the figure from the sent instant stands beside it. METRICS holds each figure's definition.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from loadtests.errors import RecordError
+
+FORMAT = "lorikeet.loadtest.records"
+VERSION = 1
+
+
+class Outcome(StrEnum):
+    OK = "ok"  # complete: with a finish_reason, and without an error event
+    FAILED = "failed"
+    REFUSED = "refused"  # 429: the server said not now
+    CANCELLED = "cancelled"  # given up by us, as planned
+    CENSORED = "censored"  # cut off by the end of the run; it would have taken longer than is known
+
+
+@dataclass(frozen=True)
+class PhaseWindow:
+    """A phase on the run's time axis."""
+
+    name: str
+    measured: bool
+    start_s: float
+    end_s: float
+
+
+@dataclass
+class Record:
+    """One request. Filled in by the client while it happens."""
+
+    id: str
+    phase: str
+    tenant: str
+    adapter: str
+    stream: bool
+    intended_s: float
+    sent_s: float | None = None
+    headers_s: float | None = None
+    content_s: list[float] = field(default_factory=list)  # arrival of each chunk with content
+    end_s: float | None = None
+    outcome: Outcome = Outcome.CENSORED
+    status: int | None = None
+    error: str = ""
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    served_by: str = ""  # x-lorikeet-adapter
+    queue_s: float | None = None  # x-lorikeet-queue-ms
+    load_s: float | None = None  # x-lorikeet-load-ms
+
+    @property
+    def lag_s(self) -> float | None:
+        return None if self.sent_s is None else self.sent_s - self.intended_s
+
+    @property
+    def ttft_s(self) -> float | None:
+        return self.content_s[0] - self.intended_s if self.stream and self.content_s else None
+
+    @property
+    def ttft_sent_s(self) -> float | None:
+        return self.content_s[0] - self.sent_s if self.stream and self.content_s and self.sent_s is not None else None
+
+    @property
+    def tpot_s(self) -> float | None:
+        if not self.stream or not self.content_s or self.output_tokens is None or self.output_tokens < 2:
+            return None
+        return (self.content_s[-1] - self.content_s[0]) / (self.output_tokens - 1)
+
+    @property
+    def chunk_gaps_s(self) -> list[float]:
+        return [later - earlier for earlier, later in pairwise(self.content_s)]
+
+    @property
+    def max_gap_s(self) -> float | None:
+        return max(self.chunk_gaps_s, default=None)
+
+    @property
+    def last_s(self) -> float | None:
+        """The last content; of an answer without any (or not streamed), its end."""
+        return self.content_s[-1] if self.content_s else self.end_s
+
+    @property
+    def e2e_s(self) -> float | None:
+        return None if self.last_s is None else self.last_s - self.intended_s
+
+    @property
+    def e2e_sent_s(self) -> float | None:
+        return None if self.last_s is None or self.sent_s is None else self.last_s - self.sent_s
+
+    @property
+    def close_s(self) -> float | None:
+        return None if self.end_s is None or self.last_s is None else self.end_s - self.last_s
+
+
+def _one(value: float | None) -> list[float]:
+    return [] if value is None else [value]
+
+
+METRICS: dict[str, Callable[[Record], list[float]]] = {
+    "ttft": lambda record: _one(record.ttft_s),  # intended start to first content, reasoning or tool call; streams only
+    "ttft_sent": lambda record: _one(record.ttft_sent_s),  # the same from the sent instant
+    "tpot": lambda record: _one(record.tpot_s),  # (last - first content) / (output tokens - 1)
+    "chunk_gap": lambda record: record.chunk_gaps_s,  # between arrivals of content, pooled over requests
+    "max_gap": lambda record: _one(record.max_gap_s),  # the longest stall of each request
+    "e2e": lambda record: _one(record.e2e_s),  # intended start to last content
+    "e2e_sent": lambda record: _one(record.e2e_sent_s),
+    "lag": lambda record: _one(record.lag_s),  # sent after the intended start, by our own fault
+    "queue": lambda record: _one(record.queue_s),  # as the gateway reports
+    "load": lambda record: _one(record.load_s),  # as the gateway reports
+    "close": lambda record: _one(record.close_s),  # last content to the end of the answer
+}
+
+
+@dataclass(frozen=True)
+class Health:
+    """How well the generator itself did, over the measured phases."""
+
+    send_lag_p99_s: float
+    loop_lag_p99_s: float
+    cpu_share: float
+    offered: int
+    scheduled: int
+    faults: tuple[str, ...]  # empty: healthy
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a report is drawn from."""
+
+    scenario: Mapping[str, Any]  # as read, without keys
+    url: str
+    started_at: str  # UTC, ISO 8601
+    interrupted: bool
+    models: Mapping[str, tuple[str, ...]]
+    windows: tuple[PhaseWindow, ...]
+    health: Health
+    environment: Mapping[str, Any]
+    records: tuple[Record, ...]
+
+
+def write_run(path: Path, run: Run) -> None:
+    """Derived times are written beside the raw ones for whoever reads the file with other tools."""
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        **{f.name: getattr(run, f.name) for f in fields(run) if f.name != "records"},
+    }
+    with path.open("wb") as file:
+        file.write(orjson.dumps(header) + b"\n")
+        for record in run.records:
+            derived = {f"{name}_s": round(v[0], 6) for name, of in METRICS.items() if len(v := of(record)) == 1}
+            derived.pop("chunk_gap_s", None)
+            raw = asdict(record)
+            raw["content_s"] = [round(instant, 6) for instant in record.content_s]
+            file.write(orjson.dumps(derived | raw) + b"\n")
+
+
+def read_run(path: Path) -> Run:
+    """Raises RecordError when the file is missing, of another format or version, or cut short."""
+    try:
+        lines = path.read_bytes().splitlines()
+        header = orjson.loads(lines[0]) if lines else {}
+        if header.get("format") != FORMAT:
+            raise RecordError(f"{path} holds no load test records (its first line is no {FORMAT} header).")
+        if header["version"] != VERSION:
+            raise RecordError(f"{path} has version {header['version']}; this Lorikeet reads version {VERSION}.")
+        return Run(
+            scenario=header["scenario"],
+            url=header["url"],
+            started_at=header["started_at"],
+            interrupted=header["interrupted"],
+            models={tenant: tuple(names) for tenant, names in header["models"].items()},
+            windows=tuple(PhaseWindow(**window) for window in header["windows"]),
+            health=Health(**{**header["health"], "faults": tuple(header["health"]["faults"])}),
+            environment=header["environment"],
+            records=tuple(_record(orjson.loads(line)) for line in lines[1:]),
+        )
+    except OSError as exc:
+        raise RecordError(
+            f"{path} cannot be read: {exc.strerror or exc}. Give the folder a run was written to."
+        ) from exc
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as exc:
+        raise RecordError(f"{path} is damaged: {exc}") from exc
+
+
+_RECORD_FIELDS = frozenset(f.name for f in fields(Record))
+
+
+def _record(line: dict[str, Any]) -> Record:
+    record = Record(**{name: value for name, value in line.items() if name in _RECORD_FIELDS})
+    record.outcome = Outcome(record.outcome)
+    return record

@@ -1,0 +1,181 @@
+"""One load test from scenario to files: ask what may be called, plan, run, judge, write."""
+
+import asyncio
+import datetime
+import json
+import os
+import platform
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from loadtests.client import Client, open_client
+from loadtests.errors import LoadTestError, TargetError
+from loadtests.health import assess
+from loadtests.live import LiveView
+from loadtests.prompts import load_prompts
+from loadtests.record import Run, read_run, write_run
+from loadtests.report import render_report
+from loadtests.runner import Execution, execute
+from loadtests.scenario import Closed, Scenario
+from loadtests.schedule import Planned, Workload, plan_schedule, save_schedule
+from loadtests.slo import parse_objectives
+from loadtests.summary import Summary, summarise, summary_json, tightest_limit_s
+
+RECORDS, SUMMARY, REPORT, SCHEDULE = "records.jsonl", "summary.json", "report.html", "schedule.jsonl"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is fixed before the first request."""
+
+    workload: Workload
+    schedule: list[list[Planned]]
+
+    @property
+    def scheduled(self) -> int | None:
+        """Requests planned in measured phases; None where a closed loop makes that unknown."""
+        scenario = self.workload.scenario
+        measured = [i for i, phase in enumerate(scenario.phases) if phase.measured]
+        if any(isinstance(scenario.load_of(scenario.phases[i]), Closed) for i in measured):
+            return None
+        return sum(len(self.schedule[i]) for i in measured)
+
+
+def resolve_keys(scenario: Scenario, given: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """The API key of each tenant: from TENANT=KEY (or just KEY, for a single tenant), the scenario, its variable.
+
+    A tenant without a key asks without one. Raises LoadTestError for a key of nobody.
+    """
+    keys = {tenant.name: environment[tenant.key_env] for tenant in scenario.tenants if environment.get(tenant.key_env)}
+    keys |= {tenant: key.get_secret_value() for tenant, key in scenario.keys.items()}
+    names = [tenant.name for tenant in scenario.tenants]
+    for text in given:
+        tenant, separator, key = text.partition("=")
+        if not separator and len(names) == 1:
+            tenant, key = names[0], text
+        elif not separator or tenant not in names:
+            raise LoadTestError(f"--key needs TENANT=KEY with one of the scenario's tenants: {', '.join(names)}.")
+        keys[tenant] = key
+    return keys
+
+
+async def plan(scenario: Scenario, client: Client) -> Plan:
+    """Asks the server what each tenant may call. Raises TargetError."""
+    models: dict[str, list[str]] = {}
+    for tenant in scenario.tenants:
+        wanted = tenant.adapters or scenario.adapters
+        listed = await client.models(tenant.name)  # asked for in any case: better to fail now than with every request
+        models[tenant.name] = listed if wanted == "all" else list(wanted)
+        if not models[tenant.name]:
+            raise TargetError(f"GET /v1/models lists nothing for tenant '{tenant.name}': there is nothing to ask.")
+    workload = Workload(scenario, models, load_prompts(scenario.requests.prompts))
+    return Plan(workload, plan_schedule(workload))
+
+
+async def plan_only(scenario: Scenario, url: str, keys: Mapping[str, str]) -> Plan:
+    async with open_client(url, keys, timeout_s=scenario.target.timeout_s) as client:
+        return await plan(scenario, client)
+
+
+async def measure(
+    scenario: Scenario, url: str, keys: Mapping[str, str], out: Path, *, view: LiveView | None = None
+) -> tuple[Run, Summary]:
+    """Run the scenario and leave records, summary and report in `out`. SIGINT or SIGTERM ends it with what there is."""
+    shape = scenario.requests
+    async with open_client(
+        url, keys, timeout_s=scenario.target.timeout_s, temperature=shape.temperature, extra=shape.extra
+    ) as client:
+        planned = await plan(scenario, client)
+        await asyncio.to_thread(save_schedule, out / SCHEDULE, planned.schedule)
+        started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        environment = describe_environment()
+        execution = await _watched(planned, client, view)
+    parts = parse_objectives(scenario.objectives)
+    run = Run(
+        scenario=scenario.model_dump(mode="json"),
+        url=url,
+        started_at=started_at,
+        interrupted=execution.interrupted,
+        models=planned.workload.models,
+        windows=tuple(execution.windows),
+        health=assess(
+            execution.records,
+            execution.pulse,
+            execution.windows,
+            # what an interruption left unsent is not the generator's fault
+            scheduled=None if execution.interrupted else planned.scheduled,
+            limits=scenario.health,
+            tightest_s=tightest_limit_s(parts),
+        ),
+        environment=environment,
+        records=tuple(sorted(execution.records, key=lambda record: record.intended_s)),
+    )
+    write_run(out / RECORDS, run)
+    return run, write_results(out, run)
+
+
+def replot(out: Path) -> tuple[Run, Summary]:
+    """Judge and draw kept records anew. Raises RecordError."""
+    run = read_run(out / RECORDS)
+    return run, write_results(out, run)
+
+
+def write_results(out: Path, run: Run) -> Summary:
+    summary = summarise(run)
+    text = json.dumps(summary_json(run, summary), indent=2, ensure_ascii=False)
+    (out / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    (out / REPORT).write_text(render_report(run, summary), encoding="utf-8")
+    return summary
+
+
+def describe_environment() -> dict[str, Any]:
+    """Where the load came from: what a reader needs to trust or repeat a figure."""
+    return {
+        "lorikeet": _version("lorikeet"),
+        "aiohttp": _version("aiohttp"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average_before": [round(value, 2) for value in os.getloadavg()],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+async def _watched(planned: Plan, client: Client, view: LiveView | None) -> Execution:
+    stop = asyncio.Event()
+    drawing: list[asyncio.Task[None]] = []
+
+    def started(run: Execution) -> None:
+        if view is not None:
+            drawing.append(asyncio.create_task(view.show(run)))
+
+    with _signals(stop.set):
+        try:
+            return await execute(planned.workload, planned.schedule, client, stop=stop, started=started)
+        finally:
+            for task in drawing:
+                task.cancel()
+            await asyncio.gather(*drawing, return_exceptions=True)
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
