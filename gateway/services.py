@@ -21,8 +21,9 @@ from adapters.registry import AdapterVersion, Registry, Scope, load_secret
 from gateway.admission import Admission, Scheduler
 from gateway.canary import Canary, reference_file
 from gateway.directory import Directory
+from gateway.engines.detect import largest_gpu_mib, profile_for
 from gateway.engines.process import EngineProcess
-from gateway.engines.profile import EngineProfile, load_profile
+from gateway.engines.profile import BASE_NAME, EngineProfile, load_profile
 from gateway.engines.protocol import Engine, EngineHost
 from gateway.fleet import Fleet, Replica
 from gateway.limits import OpenRequests
@@ -87,6 +88,10 @@ def base_folder(settings: Settings) -> Path:
     return path if path.is_dir() else settings.home.models / load_spec(settings.base).slug
 
 
+def chosen_profile(settings: Settings) -> EngineProfile:
+    return load_profile(profile_for(largest_gpu_mib()) if settings.engine == "auto" else settings.engine)
+
+
 def engine_process(settings: Settings, profile: EngineProfile, model: Path) -> MakeHost:
     """The real thing: a supervised vLLM. Tests hand in another maker."""
 
@@ -124,7 +129,7 @@ async def open_services(settings: Settings, make_host: MakeHost | None = None) -
     home = settings.home.create()
     model = base_folder(settings)
     base = await asyncio.to_thread(read_base, model)
-    profile = load_profile(settings.engine)
+    profile = await asyncio.to_thread(chosen_profile, settings)
     database = await asyncio.to_thread(open_database, settings.registry_url)
     registry = Registry(database, secret=load_secret(home.secret))
     await asyncio.to_thread(ensure_operator_key, home, registry)
@@ -142,7 +147,7 @@ async def open_services(settings: Settings, make_host: MakeHost | None = None) -
         capacity=profile.host_adapters,
         settings=settings.residency,
     )
-    canary = Canary(base.name, reference_file(home, base.fingerprint.weights_digest, profile.name), settings.canary)
+    canary = Canary(BASE_NAME, reference_file(home, base.fingerprint.weights_digest, profile.name), settings.canary)
 
     async def on_ready(engine: Engine) -> None:
         await canary.calibrate(engine)

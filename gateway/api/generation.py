@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from adapters.registry import Scope as KeyScope
 from gateway.body import CHAT, COMPLETIONS, RESPONSES, TOKENIZE, Endpoint, Prepared, model_of, parse, prepare
+from gateway.engines.profile import BASE_NAME
 from gateway.engines.protocol import EngineResponse
 from gateway.errors import UNKNOWN, BodyTooLargeError, EngineAnswerError, error_object_for
 from gateway.fleet import Replica
@@ -92,7 +93,7 @@ class GenerationEndpoint:
         prepared = prepare(
             self._endpoint,
             fields,
-            engine_name=target.engine_name or services.base.name,
+            engine_name=target.engine_name or BASE_NAME,
             cache_salt=tenant.cache_salt,
             defaults=target.version.serving if target.version else None,
             limits=services.settings.requests,
@@ -140,7 +141,7 @@ class GenerationEndpoint:
 
     async def _relay(self, passage: Passage, response: EngineResponse, services: Services, send: "SendGuard") -> None:
         limits = services.settings.requests
-        names = Names(passage.target.engine_name or services.base.name, passage.target.requested)
+        names = Names(passage.target.engine_name or BASE_NAME, passage.target.requested)
         if not passage.prepared.stream or response.status != 200:
             choices = passage.prepared.choices if self._endpoint is not TOKENIZE else 0
             body = await relay_whole(response, names, passage.outcome, choices=choices, answer_s=limits.answer_s)

@@ -1,0 +1,107 @@
+"""What the benchmarks share: a streaming request that is timed, figures with their spread, and where results go."""
+
+import itertools
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One streamed answer. Seconds."""
+
+    ttft_s: float
+    per_token_s: float  # mean gap between two events with text
+    max_gap_s: float
+    e2e_s: float
+    tokens: int
+
+
+async def timed_stream(
+    session: aiohttp.ClientSession, url: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> Timing:
+    """Send one chat request and time its events. Raises RuntimeError when it fails or does not finish."""
+    sent = time.perf_counter()
+    stamps: list[float] = []
+    finished = False
+    async with session.post(url, json=dict(body), headers=headers) as response:
+        if response.status != 200:
+            raise RuntimeError(f"{response.status}: {(await response.text())[:300]}")
+        async for line in response.content:
+            if not line.startswith(b"data: {"):
+                continue
+            now = time.perf_counter()
+            if b'"error":{' in line:
+                raise RuntimeError(line.decode())
+            finished |= b'"finish_reason":"' in line
+            if b'"content":"' in line and b'"content":""' not in line:
+                stamps.append(now)
+    if not finished or not stamps:
+        raise RuntimeError("the stream ended without a finish reason")
+    gaps = [b - a for a, b in itertools.pairwise(stamps)]
+    return Timing(
+        ttft_s=stamps[0] - sent,
+        per_token_s=statistics.fmean(gaps) if gaps else 0.0,
+        max_gap_s=max(gaps, default=0.0),
+        e2e_s=time.perf_counter() - sent,
+        tokens=len(stamps),
+    )
+
+
+def prompt(seed: int, words: int = 40) -> str:
+    """Text no cache has seen: the seed stands in front."""
+    rng = random.Random(seed)  # noqa: S311
+    vocabulary = "river market engine letter garden signal winter bridge copper planet harbour lesson".split()
+    return f"{seed}: " + " ".join(rng.choice(vocabulary) for _ in range(words))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Nearest rank."""
+    ordered = sorted(values)
+    return ordered[max(0, int(np.ceil(share * len(ordered))) - 1)]
+
+
+def interval(values: Sequence[float], statistic: Any = np.median, *, seed: int = 0) -> tuple[float, float, float]:
+    """A statistic with its 95 % bootstrap interval."""
+    data = np.asarray(values)
+    rng = np.random.default_rng(seed)
+    draws = [statistic(rng.choice(data, len(data))) for _ in range(2000)]
+    return float(statistic(data)), float(np.percentile(draws, 2.5)), float(np.percentile(draws, 97.5))
+
+
+def machine() -> dict[str, Any]:
+    return {"cpus": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
+
+
+def save(name: str, document: Mapping[str, Any]) -> Path:
+    """Write the raw figures, with when and on what they were measured."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    measured = {"measured_at": time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime()), "machine": machine()}
+    path.write_text(json.dumps(measured | dict(document), indent=1, default=_plain) + "\n", encoding="utf-8")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Timing):
+        return asdict(value)
+    raise TypeError(type(value))
+
+
+def lorikeet(*arguments: str) -> Any:
+    """Run a command of ours and read the JSON it prints. Raises CalledProcessError, its output shown."""
+    done = subprocess.run(["lorikeet", *arguments, "--json"], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)

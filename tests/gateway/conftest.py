@@ -1,0 +1,142 @@
+"""A whole gateway on the stand-in engine: real registry, real blobs, real HTTP; only the model is not there."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from adapters.registry import Scope
+from gateway.app import create_app
+from gateway.engines.echo import EchoEngine
+from gateway.engines.protocol import Engine
+from gateway.services import OnReady, Services
+from gateway.settings import Settings
+from tests.factories import make_base
+
+EVERYTHING = frozenset({Scope.INFERENCE, Scope.ADAPTERS_READ, Scope.ADAPTERS_WRITE})
+
+
+@dataclass
+class EchoHost:
+    """Keeps an EchoEngine the way a supervisor keeps a process: it can be killed and comes back fresh."""
+
+    make: Callable[[], EchoEngine]
+    on_ready: OnReady
+    state: str = "stopped"
+    restarts: list[str] = field(default_factory=list)
+    engine: Engine = field(init=False)
+
+    async def start(self) -> None:
+        self.engine = self.make()
+        self.state = "restoring"
+        await self.on_ready(self.engine)
+        self.state = "ready"
+
+    async def stop(self) -> None:
+        self.state = "stopped"
+
+    async def restart(self, reason: str) -> None:
+        self.restarts.append(reason)
+        self.state = "restarting"
+        await self.start()
+
+
+@dataclass
+class Gateway:
+    """What a test holds in its hands."""
+
+    app: FastAPI
+    services: Services
+    settings: Settings
+    host: EchoHost
+    base: Path
+
+    @property
+    def engine(self) -> EchoEngine:
+        assert isinstance(self.host.engine, EchoEngine)
+        return self.host.engine
+
+    async def key(self, tenant: str = "acme", scopes: frozenset[Scope] = EVERYTHING) -> str:
+        """A key of the tenant, which is created when need be."""
+
+        def make() -> str:
+            registry = self.services.registry
+            if tenant not in {known.name for known in registry.tenants()}:
+                registry.create_tenant(tenant)
+            return registry.create_key(tenant, scopes)[1]
+
+        plaintext = await asyncio.to_thread(make)
+        await self.services.directory.refresh()
+        return plaintext
+
+    async def client(self, tenant: str = "acme", scopes: frozenset[Scope] = EVERYTHING) -> httpx.AsyncClient:
+        """A client with a key of the tenant, without a network."""
+        return self.anonymous({"authorization": f"Bearer {await self.key(tenant, scopes)}"})
+
+    def operator(self, tenant: str | None = None) -> httpx.AsyncClient:
+        key = self.settings.home.operator_key.read_text().strip()
+        headers = {"authorization": f"Bearer {key}"}
+        return self.anonymous(headers | ({"openai-project": tenant} if tenant else {}))
+
+    def anonymous(self, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://lorikeet", headers=headers, timeout=30)
+
+
+@asynccontextmanager
+async def running_gateway(
+    data: Path, base: Path, *, engine: Callable[[], EchoEngine] = lambda: EchoEngine(slots=4), **changes: object
+) -> AsyncIterator[Gateway]:
+    """A gateway on a data folder of its own; a second call on the same folder is a restart."""
+    settings = Settings.model_validate({"LORIKEET_HOME": data, "base": str(base), "engine": "test", **changes})
+    hosts: list[EchoHost] = []
+
+    def make_host(on_ready: OnReady) -> EchoHost:
+        hosts.append(EchoHost(engine, on_ready))
+        return hosts[0]
+
+    app = create_app(settings, make_host)
+    async with app.router.lifespan_context(app):
+        services: Services = app.state.services
+        for _ in range(200):
+            if services.fleet.ready:
+                break
+            await asyncio.sleep(0.01)
+        yield Gateway(app, services, settings, hosts[0], base)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model small enough to make in a moment; read-only."""
+    return make_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path, tiny_base: Path) -> AsyncIterator[Gateway]:
+    async with running_gateway(tmp_path / "home", tiny_base) as running:
+        yield running
+
+
+@asynccontextmanager
+async def listening(app: FastAPI) -> AsyncIterator[str]:
+    """Serve a started app on loopback, for streams and disconnects; its lifespan is the caller's business."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False)
+        server = uvicorn.Server(config)
+        server.capture_signals = nullcontext  # type: ignore[method-assign] - the test runner's own
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.005)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await task
