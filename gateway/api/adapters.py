@@ -1,0 +1,263 @@
+"""/v1/adapters: upload, look at, promote, roll back and delete adapters. A tenant's names are its own: others' do not exist."""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect, Request
+
+from adapters.errors import AdapterNotFoundError, BlobError, InvalidAdapterError, VersionNotFoundError
+from adapters.manifest import MANIFEST_FILE
+from adapters.names import check_name
+from adapters.peft_format import CONFIG_FILE, WEIGHTS_FILE
+from adapters.registry import AdapterRecord, AdapterVersion, Scope, Snapshot, VersionStatus
+from gateway.body import parse
+from gateway.errors import BodyTooLargeError, GatewayError, InvalidRequestError
+from gateway.multipart import Form, receive_form
+from gateway.services import CallerDep, Services, ServicesDep
+from gateway.tenants import Caller
+
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+WAIT_S = 300.0  # longest `?wait=true`; the official client gives up after 600 s
+WARM_S = 30.0  # longest a promotion waits for the engines to load the version; then the first request does
+MAX_JSON_BYTES = 64 * 1024
+# Field of the two-file upload -> the file's name in a PEFT folder.
+PLAIN_FILES = {"adapter_config": CONFIG_FILE, "adapter_model": WEIGHTS_FILE, "manifest": MANIFEST_FILE}
+
+
+class Promotion(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(gt=0, le=10**9)
+
+
+@router.post("", status_code=201)
+async def create_version(
+    request: Request, response: Response, caller: CallerDep, services: ServicesDep, wait: bool = False
+) -> dict[str, Any]:
+    """Upload an adapter as a new version: multipart `name` with `file` (zip, tar, tar.gz) or with `adapter_config` and
+    `adapter_model` (and `manifest`); or JSON `name` and `upload_id`. With `?wait=true` answers when it is ready or refused.
+    """
+    tenant = caller.require(Scope.ADAPTERS_WRITE)
+    if request.headers.get("content-type", "").startswith("application/json"):
+        version, created = await _accept_upload(request, services, caller, tenant.name)
+    else:
+        version, created = await _accept_form(request, services, caller, tenant.name)
+    if wait:
+        version = await services.onboarding.wait(tenant.name, version.adapter, version.version, WAIT_S)
+        if version.status is VersionStatus.REFUSED:
+            raise InvalidAdapterError(version.faults)
+    response.status_code = 201 if created else 200
+    return version_object(version, await services.directory.refresh(), services)
+
+
+@router.get("")
+async def list_adapters(caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """The tenant's adapters, by name."""
+    tenant = caller.require(Scope.ADAPTERS_READ)
+    snapshot = await services.directory.refresh()
+    return list_object(
+        adapter_object(record, snapshot, services)
+        for _, record in sorted(snapshot.adapters.items())
+        if record.tenant == tenant.name
+    )
+
+
+@router.get("/{name}")
+async def get_adapter(name: str, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    tenant = caller.require(Scope.ADAPTERS_READ)
+    snapshot = await services.directory.refresh()
+    return adapter_object(_record(snapshot, tenant.name, name), snapshot, services)
+
+
+@router.get("/{name}/versions")
+async def list_versions(name: str, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """Every version that was not deleted, the newest first."""
+    tenant = caller.require(Scope.ADAPTERS_READ)
+    snapshot = await services.directory.refresh()
+    _record(snapshot, tenant.name, name)
+    return list_object(
+        version_object(version, snapshot, services) for version in reversed(_versions(snapshot, tenant.name, name))
+    )
+
+
+@router.get("/{name}/versions/{number}")
+async def get_version(name: str, number: int, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    tenant = caller.require(Scope.ADAPTERS_READ)
+    snapshot = await services.directory.refresh()
+    return version_object(_version(snapshot, tenant.name, name, number), snapshot, services)
+
+
+@router.post("/{name}/promote")
+async def promote(name: str, promotion: Promotion, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """Let this version answer to the name. It is loaded first, so that no request waits for that."""
+    tenant = caller.require(Scope.ADAPTERS_WRITE)
+    snapshot = await services.directory.refresh()
+    await _warm(services, _version(snapshot, tenant.name, name, promotion.version))
+    record = await asyncio.to_thread(
+        services.registry.promote, tenant.name, name, promotion.version, actor=caller.actor
+    )
+    return adapter_object(record, await services.directory.refresh(), services)
+
+
+@router.post("/{name}/rollback")
+async def rollback(name: str, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """Back to the production version before."""
+    tenant = caller.require(Scope.ADAPTERS_WRITE)
+    snapshot = await services.directory.refresh()
+    previous = _record(snapshot, tenant.name, name).previous
+    if previous is not None:
+        await _warm(services, _version(snapshot, tenant.name, name, previous))
+    record = await asyncio.to_thread(services.registry.rollback, tenant.name, name, actor=caller.actor)
+    return adapter_object(record, await services.directory.refresh(), services)
+
+
+@router.delete("/{name}")
+async def delete_adapter(name: str, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """Delete an adapter with all its versions. Requests that are running keep theirs to their end."""
+    tenant = caller.require(Scope.ADAPTERS_WRITE)
+    await services.onboarding.delete_adapter(tenant.name, name, actor=caller.actor)
+    return {"id": name, "object": "adapter", "deleted": True}
+
+
+@router.delete("/{name}/versions/{number}")
+async def delete_version(name: str, number: int, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    tenant = caller.require(Scope.ADAPTERS_WRITE)
+    await services.onboarding.delete_version(tenant.name, name, number, actor=caller.actor)
+    return {"id": f"{name}@{number}", "object": "adapter.version", "deleted": True}
+
+
+def adapter_object(record: AdapterRecord, snapshot: Snapshot, services: Services) -> dict[str, Any]:
+    versions = _versions(snapshot, record.tenant, record.name)
+    return {
+        "id": record.name,
+        "object": "adapter",
+        "name": record.name,
+        "tenant": record.tenant,
+        "created_at": int(record.created_at),
+        "production": record.production,
+        "previous": record.previous,
+        "latest": versions[-1].version if versions else None,
+        "versions": len(versions),
+        "status": versions[-1].status.value if versions else None,
+        "shared_with": sorted(record.shared_with),
+        "base_model": services.base.name,
+    }
+
+
+def version_object(version: AdapterVersion, snapshot: Snapshot, services: Services) -> dict[str, Any]:
+    record = snapshot.adapters.get((version.tenant, version.adapter))
+    return {
+        "id": f"{version.adapter}@{version.version}",
+        "object": "adapter.version",
+        "adapter": version.adapter,
+        "version": version.version,
+        "digest": version.digest,
+        "status": version.status.value,
+        "created_at": int(version.created_at),
+        "rank": version.rank,
+        "alpha": version.alpha,
+        "size_bytes": version.size_bytes,
+        "production": record is not None and record.production == version.version,
+        "base_model": services.base.name,
+        "licence": services.base.licence,
+        "warnings": list(version.warnings),
+        "faults": [fault.as_dict() for fault in version.faults],
+        "probe": dict(version.probe) if version.probe is not None else None,
+    }
+
+
+def list_object(data: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return {"object": "list", "data": list(data), "has_more": False}
+
+
+async def _accept_form(
+    request: Request, services: Services, caller: Caller, tenant: str
+) -> tuple[AdapterVersion, bool]:
+    async with services.onboarding.quarantine() as folder:
+        form = await receive_form(
+            request, folder, files=["file", *PLAIN_FILES], max_bytes=services.settings.uploads.max_bytes
+        )
+        name = check_name(_field(form, "name"))
+        unknown = form.fields.keys() - {"name"}
+        if unknown:
+            field = min(unknown)
+            raise InvalidRequestError(f"Unknown field '{field}'.", param=field, code="unknown_parameter")
+        if "file" in form.files:
+            if len(form.files) > 1:
+                raise InvalidRequestError("Send either 'file' or the files one by one, not both.", param="file")
+            return await services.onboarding.accept(tenant, name, form.files["file"], actor=caller.actor)
+        if not form.files:
+            raise InvalidRequestError(
+                "Send the adapter as 'file' (zip, tar or tar.gz), or as 'adapter_config' and 'adapter_model'.",
+                param="file",
+                code="missing_value",
+            )
+        peft = folder / "peft"
+        await asyncio.to_thread(peft.mkdir)
+        for field, path in form.files.items():
+            await asyncio.to_thread(path.replace, peft / PLAIN_FILES[field])
+        return await services.onboarding.accept(tenant, name, peft, actor=caller.actor)
+
+
+async def _accept_upload(
+    request: Request, services: Services, caller: Caller, tenant: str
+) -> tuple[AdapterVersion, bool]:
+    raw = bytearray()
+    try:
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > MAX_JSON_BYTES:
+                raise BodyTooLargeError(MAX_JSON_BYTES)
+    except ClientDisconnect as exc:
+        raise InvalidRequestError("The request was broken off before its end.", code="incomplete_body") from exc
+    fields = parse(bytes(raw))
+    name, upload_id = fields.get("name"), fields.get("upload_id")
+    if not isinstance(name, str) or not isinstance(upload_id, str):
+        field = "upload_id" if isinstance(name, str) else "name"
+        raise InvalidRequestError(
+            "Send 'name' and the 'upload_id' of a completed upload.", param=field, code="missing_value"
+        )
+    archive = await services.uploads.file(tenant, upload_id)
+    return await services.onboarding.accept(tenant, check_name(name), archive, actor=caller.actor)
+
+
+async def _warm(services: Services, version: AdapterVersion) -> None:
+    """Best effort: the promotion itself is the registry's decision, and an engine that is away loads the version later."""
+    if version.status is VersionStatus.READY:
+        with suppress(GatewayError, BlobError, TimeoutError):
+            async with asyncio.timeout(WARM_S):
+                await services.fleet.warm(version)
+
+
+def _field(form: Form, name: str) -> str:
+    if name not in form.fields:
+        raise InvalidRequestError(f"You must provide '{name}'.", param=name, code="missing_value")
+    return form.fields[name]
+
+
+def _record(snapshot: Snapshot, tenant: str, name: str) -> AdapterRecord:
+    record = snapshot.adapters.get((tenant, name))
+    if record is None:
+        raise AdapterNotFoundError(name)
+    return record
+
+
+def _version(snapshot: Snapshot, tenant: str, name: str, number: int) -> AdapterVersion:
+    _record(snapshot, tenant, name)
+    version = snapshot.versions.get((tenant, name, number))
+    if version is None:
+        raise VersionNotFoundError(name, number)
+    return version
+
+
+def _versions(snapshot: Snapshot, tenant: str, name: str) -> list[AdapterVersion]:
+    """The oldest first."""
+    return sorted(
+        (version for (owner, of, _), version in snapshot.versions.items() if (owner, of) == (tenant, name)),
+        key=lambda version: version.version,
+    )

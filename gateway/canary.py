@@ -1,0 +1,212 @@
+"""The canary: fixed prompts on the base model whose log-probabilities say whether an engine is still sane.
+
+One request on weights that are not numbers leaves NaN in KV-cache blocks, and whoever is given such a block next may get
+empty answers under status 200. The engine's health stays green; only its answers tell. Damage shows in blocks that are
+partly filled (the masked rest of a block is multiplied by zero, and 0 · NaN is NaN), and vLLM hands out first the partly
+filled block it freed last. So a quick look asks about one short prompt, which lands on that block and costs the other streams
+next to nothing; a thorough one, taken on suspicion, asks about longer ones at the same time, whose last blocks come from the
+other end of the queue.
+"""
+
+import asyncio
+import hashlib
+import logging
+import math
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+
+from adapters.home import Home
+from gateway.engines.protocol import Engine
+from gateway.errors import EngineError, EngineStalledError, EngineStartError
+from gateway.probe import score
+from gateway.settings import CanarySettings
+
+logger = logging.getLogger(__name__)
+
+_STORY = (
+    "The lorikeet is a small bright parrot that lives in noisy flocks and feeds on nectar, pollen and soft fruit. "
+    "In the morning the flock leaves its sleeping tree and follows the flowering gums along the river. By noon the "
+    "birds rest in the shade, preen each other and call. In the evening they return in the thousands, and their voices "
+    "can be heard from one end of the town to the other. "
+)
+PROMPTS = (_STORY[:60], _STORY, _STORY * 3)  # 14, 84 and 252 tokens: 1, 6 and 16 blocks of 16; 1, 1 and 2 of 128
+QUICK = 1  # of them, the shortest
+ANSWER_S = 60.0  # an engine that takes longer for a few hundred tokens answers nobody
+LOOK_AGAIN_S = 0.5  # after a failed look
+COUNTER_S = 1.0  # between two looks at the engine's own counter of corrupted requests, which costs nothing
+_CORRUPTED = re.compile(r"^vllm:corrupted_requests_total(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
+
+Answers = tuple[tuple[float, ...], ...]  # one row of log-probabilities a prompt
+
+
+class Watched(Protocol):
+    """What the canary needs of a replica."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def ready(self) -> bool: ...
+
+    async def restart(self, reason: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class CanaryResult:
+    """One look. `difference`: largest mean difference of a prompt from its reference, in nats; None where not comparable."""
+
+    ok: bool
+    difference: float | None
+    reason: str
+    poisoned: bool = False  # not numbers at all: no second opinion needed
+
+
+def judge(reference: Answers, seen: Answers, *, tolerance: float) -> CanaryResult:
+    """Every prompt finite and near its reference?"""
+    broken = [index for index, row in enumerate(seen) if not row or not all(map(math.isfinite, row))]
+    if broken:
+        reason = f"the base model's log-probabilities are not numbers ({len(broken)} of {len(seen)} prompts)"
+        return CanaryResult(False, None, reason, poisoned=True)
+    if [len(row) for row in seen] != [len(row) for row in reference]:
+        return CanaryResult(False, None, "the base model reads the canary's prompts as other tokens than before")
+    difference = max(
+        sum(abs(a - b) for a, b in zip(row, wanted, strict=True)) / len(row)
+        for row, wanted in zip(seen, reference, strict=True)
+    )
+    if difference > tolerance:
+        return CanaryResult(
+            False,
+            difference,
+            f"the base model's log-probabilities moved by {difference:.3f} nats (at most {tolerance:g})",
+        )
+    return CanaryResult(True, difference, "as before")
+
+
+def corrupted_requests(metrics: str) -> float:
+    """The engine's count of requests whose logits held NaN; 0 where it does not count."""
+    return sum(float(value) for value in _CORRUPTED.findall(metrics))
+
+
+class Canary:
+    """References of one base under one engine profile, and the looks that are compared with them."""
+
+    def __init__(self, base_model: str, store: Path, settings: CanarySettings) -> None:
+        """base_model: the name the engine serves the base under. store: file of the references; see `reference_file`."""
+        self._base_model = base_model
+        self._store = store
+        self._settings = settings
+        self._reference: Answers | None = None
+        self._asking = asyncio.Lock()
+        self.last: dict[str, CanaryResult] = {}  # by engine id, for status pages
+
+    async def calibrate(self, engine: Engine) -> CanaryResult:
+        """Take or confirm the references on an engine that has just started and has served nobody.
+
+        Raises EngineStartError when its answers are no numbers or not those of earlier starts.
+        """
+        async with self._asking:
+            if self._reference is None:
+                self._reference = await asyncio.to_thread(_read, self._store)
+            seen = await self._ask(engine)
+            result = judge(self._reference or seen, seen, tolerance=self._settings.tolerance)
+            if not result.ok:
+                raise EngineStartError(
+                    f"Engine '{engine.id}' started, but {result.reason}. If the engine or its libraries were changed on "
+                    f"purpose, delete {self._store} and start again."
+                )
+            if self._reference is None:
+                self._reference = seen
+                await asyncio.to_thread(_write, self._store, seen)
+        self.last[engine.id] = result
+        return result
+
+    async def check(self, engine: Engine, *, thorough: bool = True) -> CanaryResult:
+        """One look. Raises EngineUnavailableError when the engine is away: no verdict."""
+        if self._reference is None:
+            return await self.calibrate(engine)
+        prompts = len(PROMPTS) if thorough else QUICK
+        try:
+            seen = await self._ask(engine, prompts)
+            result = judge(self._reference[:prompts], seen, tolerance=self._settings.tolerance)
+        except EngineStalledError:
+            result = CanaryResult(False, None, f"the base model gave no answer within {ANSWER_S:g} s")
+        self.last[engine.id] = result
+        return result
+
+    async def watch(self, replica: Watched) -> None:
+        """Look for ever: on a timer, and at once when the engine counts a corrupted request.
+
+        Restarts an engine that answers the base with what is not a number, or fails several looks in a row. A corrupted
+        request is a failed look even where the canary's own prompts still pass: somebody was answered from damaged blocks.
+        """
+        failures, counted, next_look_s = 0, 0.0, 0.0
+        while True:
+            await asyncio.sleep(min(LOOK_AGAIN_S if failures else COUNTER_S, self._settings.interval_s))
+            if not replica.ready:
+                failures, counted = 0, 0.0
+                continue
+            try:
+                before, counted = counted, corrupted_requests(await replica.engine.metrics())
+                moved = counted > before  # a restarted process counts from nought again
+                if not moved and time.monotonic() < next_look_s:
+                    continue
+                result = await self.check(replica.engine, thorough=moved or failures > 0)
+                counted = corrupted_requests(await replica.engine.metrics())  # the look's own requests aside
+            except EngineStartError as exc:
+                result, moved = CanaryResult(False, None, str(exc)), False
+            except EngineError:
+                continue  # away or restarting: its supervisor's business
+            next_look_s = time.monotonic() + (self._settings.interval_s if result.ok else 0.0)
+            if result.ok and not moved:
+                failures = 0
+                continue
+            failures += 1
+            reason = result.reason if not result.ok else "requests were answered from damaged cache blocks"
+            facts = {"engine": replica.id, "reason": reason, "failures": failures, "corrupted_requests": counted}
+            logger.warning("canary failed", extra=facts)
+            if result.poisoned or failures >= self._settings.failures:
+                logger.error("engine restarted by the canary", extra=facts)
+                failures, counted = 0, 0.0
+                await replica.restart(f"canary: {reason}")
+
+    async def _ask(self, engine: Engine, prompts: int = len(PROMPTS)) -> Answers:
+        try:
+            async with asyncio.TaskGroup() as group:
+                asked = [
+                    group.create_task(score(engine, self._base_model, prompt, timeout_s=ANSWER_S))
+                    for prompt in PROMPTS[:prompts]
+                ]
+        except BaseExceptionGroup as exc:
+            raise exc.exceptions[0] from None
+        return tuple(tuple(task.result()) for task in asked)
+
+
+def reference_file(home: Home, fingerprint: str, profile: str) -> Path:
+    """Where the references of one base under one engine profile are kept, so that a later start is compared too."""
+    key = hashlib.sha256(f"{fingerprint}\n{profile}\n{PROMPTS}".encode()).hexdigest()[:16]
+    return home.models / ".canary" / f"{key}.json"
+
+
+def _read(store: Path) -> Answers | None:
+    """The kept references; None where there are none or the file is damaged."""
+    try:
+        rows = orjson.loads(store.read_bytes())["logprobs"]
+        return tuple(tuple(float(value) for value in row) for row in rows)
+    except (OSError, orjson.JSONDecodeError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _write(store: Path, answers: Sequence[Sequence[float]]) -> None:
+    store.parent.mkdir(parents=True, exist_ok=True)
+    partial = store.with_suffix(".partial")
+    partial.write_bytes(orjson.dumps({"prompts": PROMPTS, "logprobs": answers}))
+    partial.replace(store)

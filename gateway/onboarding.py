@@ -1,0 +1,288 @@
+"""How an adapter comes in: quarantine, every offline check, storage, then a probe on an engine; and how it leaves.
+
+No engine hears of an upload before `validate_adapter` has passed it. What is on disk and in the registry is enough to go on
+after a kill: versions that were not probed to the end are probed by the next start.
+"""
+
+import asyncio
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from adapters.archive import UploadLimits, unpack
+from adapters.base import BaseModelInfo
+from adapters.blobs import BlobStore
+from adapters.errors import BlobError, Fault, NotFoundError
+from adapters.home import Home
+from adapters.names import check_name
+from adapters.peft_format import FILES, WEIGHTS_FILE
+from adapters.registry import AdapterVersion, Registry, VersionStatus
+from adapters.validation import AdapterReport, EngineLimits, validate_adapter
+from gateway.departures import Departures
+from gateway.directory import Directory
+from gateway.errors import AdapterLoadError, GatewayError, NoReplicaError
+from gateway.fleet import Fleet, Replica
+from gateway.probe import ProbeResult, probe_adapter
+from gateway.settings import ProbeSettings, UploadSettings
+
+logger = logging.getLogger(__name__)
+
+QUARANTINE_TTL_S = 3600.0  # leftovers of killed uploads; a live one is younger
+VALIDATIONS = 2  # at a time: each reads all of its tensors
+PROBE_ATTEMPTS = 5  # engine failures before a version is put aside: it may be what kills the engine
+RETRY_S = 2.0  # before the second attempt; doubles with each
+ENGINE_POLL_S = 0.25
+WAIT_POLL_S = 0.5
+GRACE_S = 10.0  # between the last use of a deleted version and the end of its files
+
+Key = tuple[str, str, int]  # tenant, adapter, version
+
+
+class Onboarding:
+    """The way in and out for adapter versions. `run` must be running for versions to become ready and files to go."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        blobs: BlobStore,
+        base: BaseModelInfo,
+        limits: EngineLimits,
+        home: Home,
+        fleet: Fleet,
+        directory: Directory,
+        uploads: UploadSettings,
+        probe: ProbeSettings,
+        stored_files: frozenset[str] = frozenset(FILES),
+        grace_s: float = GRACE_S,
+    ) -> None:
+        """stored_files: what of an upload is kept and reaches an engine: the files its digest covers, and nothing else."""
+        self._registry = registry
+        self._blobs = blobs
+        self._base = base
+        self._limits = limits
+        self._home = home
+        self._fleet = fleet
+        self._directory = directory
+        self._unpack_limits = UploadLimits(
+            max_bytes=uploads.max_bytes, max_entries=uploads.max_entries, max_expanded_bytes=uploads.max_expanded_bytes
+        )
+        self._probe = probe
+        self._stored_files = stored_files
+        self._validating = asyncio.Semaphore(VALIDATIONS)
+        self._storing = asyncio.Lock()
+        self._departures = Departures(registry, blobs, home, fleet, self._storing, grace_s=grace_s)
+        self._to_probe: asyncio.Queue[Key] = asyncio.Queue()
+        self._attempts: dict[Key, int] = {}  # versions still to be probed, and how often an engine failed on them
+        self._changed = asyncio.Event()
+
+    @asynccontextmanager
+    async def quarantine(self) -> AsyncIterator[Path]:
+        """A fresh folder for bytes nobody has looked at; gone with everything in it when the block ends."""
+        folder = self._home.quarantine / uuid.uuid4().hex
+        await asyncio.to_thread(folder.mkdir, parents=True)
+        try:
+            yield folder
+        finally:
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+
+    async def accept(self, tenant: str, name: str, source: Path, *, actor: str) -> tuple[AdapterVersion, bool]:
+        """Take in an archive or a PEFT folder. The version, queued for its probe, and True; or the one there is already with
+        this content, and False.
+
+        Raises InvalidNameError, ArchiveError, InvalidAdapterError with every fault, BlobError.
+        """
+        check_name(name)
+        async with self.quarantine() as folder:
+            if not await asyncio.to_thread(source.is_dir):
+                async with self._validating:
+                    await asyncio.to_thread(unpack, source, folder / "unpacked", self._unpack_limits)
+                source = folder / "unpacked"
+            async with self._validating:
+                report = await asyncio.to_thread(validate_adapter, source, self._base, self._limits)
+            async with self._storing:
+                version, created = await asyncio.to_thread(self._store, tenant, name, source, report, actor)
+        logger.info(
+            "adapter accepted",
+            extra={"adapter": version.engine_name, "new": created, "size_bytes": version.size_bytes},
+        )
+        if version.status is not VersionStatus.READY:
+            self._enqueue((tenant, name, version.version))
+        await self._directory.refresh()
+        return version, created
+
+    async def wait(self, tenant: str, name: str, version: int, timeout_s: float) -> AdapterVersion:
+        """The version when it is ready or refused, or as it is when the time is up. Raises VersionNotFoundError."""
+        ends_s = time.monotonic() + timeout_s
+        while True:
+            changed = self._changed
+            found = await asyncio.to_thread(self._registry.version, tenant, name, version)
+            settled = found.status is VersionStatus.READY or (
+                found.status is VersionStatus.REFUSED and (tenant, name, version) not in self._attempts
+            )
+            left_s = ends_s - time.monotonic()
+            if settled or left_s <= 0:
+                return found
+            try:
+                async with asyncio.timeout(min(WAIT_POLL_S, left_s)):  # the poll is for another gateway's probe
+                    await changed.wait()
+            except TimeoutError:
+                continue
+
+    async def delete_version(self, tenant: str, name: str, version: int, *, actor: str) -> None:
+        """Raises VersionNotFoundError, ConflictError for a production version that another could replace."""
+        found = await asyncio.to_thread(self._registry.version, tenant, name, version)
+        await asyncio.to_thread(self._registry.delete_version, tenant, name, version, actor=actor)
+        await self._directory.refresh()
+        self._departures.add([found])
+
+    async def delete_adapter(self, tenant: str, name: str, *, actor: str) -> None:
+        """Every version of it. Raises AdapterNotFoundError."""
+        found = await asyncio.to_thread(self._registry.versions, tenant, name)
+        await asyncio.to_thread(self._registry.delete_adapter, tenant, name, actor=actor)
+        await self._directory.refresh()
+        self._departures.add(found)
+
+    async def departed(self) -> None:
+        """Wait until every deleted version has left engines and disk."""
+        await self._departures.done()
+
+    async def run(self) -> None:
+        """Sweep what a killed gateway left, then probe and see off for ever."""
+        await asyncio.to_thread(self._sweep)
+        for key, version in (await self._directory.refresh()).versions.items():
+            if version.status in (VersionStatus.VALIDATED, VersionStatus.PROBING):
+                self._enqueue(key)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._departures.run(), name="departures")
+            while True:
+                key = await self._to_probe.get()
+                retry_s = await self._probe_one(key)
+                if retry_s is None:
+                    self._settle(key)
+                else:
+                    group.create_task(self._requeue(key, retry_s), name="probe again")
+
+    # Taking in
+
+    def _store(
+        self, tenant: str, name: str, folder: Path, report: AdapterReport, actor: str
+    ) -> tuple[AdapterVersion, bool]:
+        return self._registry.add_version(
+            tenant,
+            name,
+            digest=report.digest,
+            size_bytes=report.size_bytes,
+            rank=report.rank,
+            alpha=report.alpha,
+            files={path.name: self._blobs.put(path) for path in self._kept(folder)},
+            manifest=report.manifest,
+            warnings=report.warnings,
+            actor=actor,
+        )
+
+    def _kept(self, folder: Path) -> Iterator[Path]:
+        return (path for path in sorted(folder.iterdir()) if path.name in self._stored_files and path.is_file())
+
+    def _sweep(self) -> None:
+        """Quarantine folders and version folders that nobody will come back for."""
+        known = {version.engine_name for version in self._registry.snapshot().versions.values()}
+        strangers = [
+            folder for folder in self._home.versions.glob("*/*") if f"{folder.parent.name}/{folder.name}" not in known
+        ]
+        oldest = time.time() - QUARANTINE_TTL_S
+        for folder in (*self._home.quarantine.glob("*"), *strangers):
+            if folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
+                logger.info("leftover removed", extra={"folder": folder.name})
+
+    # Probing
+
+    def _enqueue(self, key: Key) -> None:
+        if key not in self._attempts:
+            self._attempts[key] = 0
+            self._to_probe.put_nowait(key)
+
+    async def _requeue(self, key: Key, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        self._to_probe.put_nowait(key)
+
+    def _settle(self, key: Key) -> None:
+        self._attempts.pop(key, None)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _probe_one(self, key: Key) -> float | None:
+        """None when the version is settled, or seconds until the next attempt after a failure that was not its own."""
+        try:
+            replica = await self._ready_replica()
+            version = await asyncio.to_thread(self._registry.version, *key)
+            if version.status is VersionStatus.READY:
+                return None
+            await asyncio.to_thread(self._registry.set_status, *key, VersionStatus.PROBING)
+            started_s = time.monotonic()
+            result = await self._try_on(replica, version)
+            numbers = result.numbers | {"engine": replica.id, "took_s": round(time.monotonic() - started_s, 3)}
+            status = VersionStatus.REFUSED if result.faults else VersionStatus.READY
+            await asyncio.to_thread(self._registry.set_status, *key, status, faults=result.faults, probe=numbers)
+            await self._directory.refresh()
+            logger.info(
+                "adapter probed", extra={"adapter": version.engine_name, "status": status.value, "probe": numbers}
+            )
+            if result.faults:
+                await replica.residency.forget(version.engine_name)
+        except NotFoundError:  # deleted meanwhile
+            return None
+        except (GatewayError, BlobError) as exc:
+            return await self._failed(key, str(exc))
+        except Exception as exc:
+            logger.exception("probe failed")
+            return await self._failed(key, f"{type(exc).__name__}: {exc}")
+        return None
+
+    async def _ready_replica(self) -> Replica:
+        """Waits for as long as it takes: an upload is never refused for want of an engine."""
+        while True:
+            try:
+                return self._fleet.choose(None)
+            except NoReplicaError:
+                await asyncio.sleep(ENGINE_POLL_S)
+
+    async def _try_on(self, replica: Replica, version: AdapterVersion) -> ProbeResult:
+        manifest = await asyncio.to_thread(lambda: version.manifest)
+        try:
+            async with replica.residency.hold(version) as held:
+                return await probe_adapter(
+                    held.engine,
+                    version.engine_name,
+                    base_model=self._base.name,
+                    goldens=manifest.goldens if manifest else (),
+                    settings=self._probe,
+                )
+        except AdapterLoadError as exc:
+            fault = Fault(
+                "engine_refused",
+                f"The engine could not load the adapter: {exc}",
+                WEIGHTS_FILE,
+                "Export it again with PEFT's save_pretrained; if it passes `lorikeet inspect`, tell the operator.",
+            )
+            return ProbeResult((fault,), {})
+
+    async def _failed(self, key: Key, reason: str) -> float | None:
+        """An engine failure is never held against the adapter; but one that fails again and again is put aside."""
+        attempts = self._attempts[key] = self._attempts.get(key, 0) + 1
+        name = f"{key[0]}/{key[1]}@{key[2]}"
+        logger.warning("probe interrupted", extra={"adapter": name, "attempts": attempts, "reason": reason})
+        if attempts < PROBE_ATTEMPTS:
+            return RETRY_S * float(2 ** (attempts - 1))
+        logger.error("adapter put aside until it is uploaded again or the gateway restarts", extra={"adapter": name})
+        try:
+            note = {"interrupted": reason, "attempts": attempts}
+            await asyncio.to_thread(self._registry.set_status, *key, VersionStatus.VALIDATED, probe=note)
+        except NotFoundError:
+            pass
+        return None
