@@ -84,11 +84,11 @@ def open_tensors(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Ten
     """Read and check the header. Raises InvalidAdapterError with every fault found in it."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
+        start = file.read(9)
         _refuse_pickle(path, start)
-        if len(start) < 8:
+        if len(start) < 9:
             raise _broken(path, "truncated_safetensors", f"is only {size} bytes long")
-        (length,) = struct.unpack("<Q", start)
+        (length,) = struct.unpack("<Q", start[:8])
         if length > max_header_bytes:
             raise _broken(
                 path, "huge_header", f"claims a header of {length} bytes; at most {max_header_bytes} are accepted"
@@ -97,6 +97,7 @@ def open_tensors(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Ten
             raise _broken(
                 path, "truncated_safetensors", f"claims a header of {length} bytes but is only {size} bytes long"
             )
+        file.seek(8)
         raw = file.read(length)
     header = _parse_header(path, raw)
     metadata = header.pop("__metadata__", {})
@@ -239,7 +240,8 @@ def _is_counts(value: Any) -> bool:
 
 
 def _refuse_pickle(path: Path, start: bytes) -> None:
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+    # The same bytes are a header's length in a sound file, where the header's brace follows them.
+    if start[8:9] != b"{" and (start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5")):
         raise InvalidAdapterError(
             [
                 Fault(
