@@ -24,6 +24,7 @@ from adapters.registry import AdapterVersion, Registry, VersionStatus
 from adapters.validation import AdapterReport, EngineLimits, validate_adapter
 from gateway.departures import Departures
 from gateway.directory import Directory
+from gateway.engines.profile import BASE_NAME
 from gateway.errors import AdapterLoadError, GatewayError, NoReplicaError
 from gateway.fleet import Fleet, Replica
 from gateway.probe import ProbeResult, probe_adapter
@@ -259,7 +260,7 @@ class Onboarding:
                 return await probe_adapter(
                     held.engine,
                     version.engine_name,
-                    base_model=self._base.name,
+                    base_model=BASE_NAME,
                     goldens=manifest.goldens if manifest else (),
                     settings=self._probe,
                 )

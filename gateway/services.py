@@ -161,7 +161,7 @@ async def open_services(settings: Settings, make_host: MakeHost | None = None) -
     )
     admission = Admission(scheduler, max_queue=settings.requests.max_queue, longest_wait_s=settings.requests.queue_s)
     fleet = Fleet((Replica(host, residency, admission, slots=profile.slots),))
-    limits = EngineLimits(max_rank=profile.max_rank)
+    limits = EngineLimits(max_rank=profile.max_rank, allowed_modules=frozenset(profile.target_modules))
     onboarding = Onboarding(
         registry=registry,
         blobs=blobs,

@@ -51,6 +51,11 @@ class EngineProfile(BaseModel):
     max_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(
         description="Every slot has room for this rank, whatever an adapter's own is (--max-lora-rank)."
     )
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        description="Linear layers that adapters may change (--lora-target-modules). Never lm_head: with it, prompt "
+        "log-probabilities asked for beside any other request end a CPU engine (an einsum of unequal sizes in vLLM 0.32).",
+    )
     max_in_flight: int = Field(gt=0, description="Requests in one batch (--max-num-seqs).")
     context_tokens: int = Field(gt=0, description="Prompt and answer together (--max-model-len).")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -103,6 +108,7 @@ def engine_arguments(profile: EngineProfile, *, model: Path, socket: Path) -> li
     if profile.kv_cache_bytes is not None:
         arguments["--kv-cache-memory-bytes"] = str(profile.kv_cache_bytes)
     flags = ["--enable-lora", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
+    flags += ["--lora-target-modules", *profile.target_modules]
     if profile.eager:
         flags.append("--enforce-eager")
     return [part for pair in arguments.items() for part in pair] + flags + list(profile.args)
