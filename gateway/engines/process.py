@@ -57,6 +57,7 @@ class EngineProcess:
         on_ready: OnReady | None = None,
         command: Sequence[str] | None = None,
         backoff: Callable[[int], float] = backoff_s,
+        stop_margin_s: float = STOP_MARGIN_S,
     ) -> None:
         """run_dir holds the socket and the record, both named after the id. command: instead of the profile's."""
         self.id = id
@@ -69,6 +70,7 @@ class EngineProcess:
         self.engine: Engine = VllmEngine(id, self.socket)
         self._command = tuple(command or engine_command(profile, model=model.absolute(), socket=self.socket))
         self._backoff = backoff
+        self._stop_margin_s = stop_margin_s
         self._record = run_dir.absolute() / f"{id}.json"
         self._state = "stopped"
         self._changed = asyncio.Event()
@@ -111,7 +113,7 @@ class EngineProcess:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
             self._watcher = None
-        await self._tear_down(grace_s=self.profile.shutdown_timeout_s + STOP_MARGIN_S)
+        await self._tear_down(grace_s=self.profile.shutdown_timeout_s + self._stop_margin_s)
         await self.engine.close()
         self._set("stopped")
 
