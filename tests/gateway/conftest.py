@@ -2,8 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,8 +33,10 @@ class EchoHost:
     restarts: list[str] = field(default_factory=list)
     engine: Engine = field(init=False)
 
-    async def start(self) -> None:
+    def __post_init__(self) -> None:
         self.engine = self.make()
+
+    async def start(self) -> None:
         self.state = "restoring"
         await self.on_ready(self.engine)
         self.state = "ready"
@@ -45,6 +47,7 @@ class EchoHost:
     async def restart(self, reason: str) -> None:
         self.restarts.append(reason)
         self.state = "restarting"
+        self.engine = self.make()
         await self.start()
 
 
@@ -124,17 +127,30 @@ async def gateway(tmp_path: Path, tiny_base: Path) -> AsyncIterator[Gateway]:
         yield running
 
 
+class LoopbackServer(uvicorn.Server):
+    """Says when it listens, and leaves signals to the test runner."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 @asynccontextmanager
 async def listening(app: FastAPI) -> AsyncIterator[str]:
     """Serve a started app on loopback, for streams and disconnects; its lifespan is the caller's business."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False)
-        server = uvicorn.Server(config)
-        server.capture_signals = nullcontext  # type: ignore[method-assign] - the test runner's own
+        server = LoopbackServer(uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False))
         task = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.005)
+        await server.listening.wait()
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
