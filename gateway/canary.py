@@ -1,11 +1,12 @@
 """The canary: fixed prompts on the base model whose log-probabilities say whether an engine is still sane.
 
 One request on weights that are not numbers leaves NaN in KV-cache blocks, and whoever is given such a block next may get
-empty answers under status 200. The engine's health stays green; only its answers tell. Damage shows in blocks that are
-partly filled (the masked rest of a block is multiplied by zero, and 0 · NaN is NaN), and vLLM hands out first the partly
-filled block it freed last. So a quick look asks about one short prompt, which lands on that block and costs the other streams
-next to nothing; a thorough one, taken on suspicion, asks about longer ones at the same time, whose last blocks come from the
-other end of the queue.
+empty answers under status 200, while the engine's health stays green. Two things tell. The engine counts requests whose
+logits held NaN: after eight of them the canary's own prompts passed three times in a row, and the next stranger was answered
+with nothing, so a count that moves is enough to restart. And the base model's answers to fixed prompts change. Damage shows
+in blocks that are partly filled (the masked rest of a block is multiplied by zero, and 0 · NaN is NaN), and vLLM hands out
+first the partly filled block it freed last: a quick look at one short prompt lands there and costs the other streams next
+to nothing. A thorough one adds longer prompts, whose last blocks come from the other end of the queue.
 """
 
 import asyncio
@@ -92,7 +93,7 @@ def judge(reference: Answers, seen: Answers, *, tolerance: float) -> CanaryResul
 
 
 def corrupted_requests(metrics: str) -> float:
-    """The engine's count of requests whose logits held NaN; 0 where it does not count."""
+    """The engine's count, since its start, of requests whose logits held NaN; 0 where it does not count."""
     return sum(float(value) for value in _CORRUPTED.findall(metrics))
 
 
@@ -143,40 +144,39 @@ class Canary:
         return result
 
     async def watch(self, replica: Watched) -> None:
-        """Look for ever: on a timer, and at once when the engine counts a corrupted request.
+        """Look for ever: every second at the engine's count of corrupted requests, on a timer at its answers.
 
-        Restarts an engine that answers the base with what is not a number, or fails several looks in a row. A corrupted
-        request is a failed look even where the canary's own prompts still pass: somebody was answered from damaged blocks.
+        Restarts an engine that has corrupted a request, answers the base with what is not a number, or fails looks in a row.
         """
-        failures, counted, next_look_s = 0, 0.0, 0.0
+        failures, next_look_s = 0, 0.0
         while True:
             await asyncio.sleep(min(LOOK_AGAIN_S if failures else COUNTER_S, self._settings.interval_s))
             if not replica.ready:
-                failures, counted = 0, 0.0
-                continue
-            try:
-                before, counted = counted, corrupted_requests(await replica.engine.metrics())
-                moved = counted > before  # a restarted process counts from nought again
-                if not moved and time.monotonic() < next_look_s:
-                    continue
-                result = await self.check(replica.engine, thorough=moved or failures > 0)
-                counted = corrupted_requests(await replica.engine.metrics())  # the look's own requests aside
-            except EngineStartError as exc:
-                result, moved = CanaryResult(False, None, str(exc)), False
-            except EngineError:
-                continue  # away or restarting: its supervisor's business
-            next_look_s = time.monotonic() + (self._settings.interval_s if result.ok else 0.0)
-            if result.ok and not moved:
                 failures = 0
                 continue
+            try:
+                corrupted = corrupted_requests(await replica.engine.metrics())
+                if corrupted:
+                    reason = f"{corrupted:.0f} requests met NaN, which stays in the cache for others"
+                    result = CanaryResult(False, None, reason, poisoned=True)
+                elif time.monotonic() < next_look_s:
+                    continue
+                else:
+                    result = await self.check(replica.engine, thorough=failures > 0)
+            except EngineStartError as exc:
+                result = CanaryResult(False, None, str(exc))
+            except EngineError:
+                continue  # away or restarting: its supervisor's business
+            if result.ok:
+                failures, next_look_s = 0, time.monotonic() + self._settings.interval_s
+                continue
             failures += 1
-            reason = result.reason if not result.ok else "requests were answered from damaged cache blocks"
-            facts = {"engine": replica.id, "reason": reason, "failures": failures, "corrupted_requests": counted}
+            facts = {"engine": replica.id, "reason": result.reason, "failures": failures}
             logger.warning("canary failed", extra=facts)
             if result.poisoned or failures >= self._settings.failures:
                 logger.error("engine restarted by the canary", extra=facts)
-                failures, counted = 0, 0.0
-                await replica.restart(f"canary: {reason}")
+                failures = 0
+                await replica.restart(f"canary: {result.reason}")
 
     async def _ask(self, engine: Engine, prompts: int = len(PROMPTS)) -> Answers:
         try:
