@@ -33,8 +33,8 @@ MAX_HEADER_BYTES = 100 << 20  # the format's own limit: a base is the operator's
 Report = Callable[[str, int, int], None]  # step, done, total; total 0 where it is not known
 
 
-def _silent(step: str, done: int, total: int) -> None:
-    pass
+def silent(step: str, done: int, total: int) -> None:
+    """For callers who show no progress."""
 
 
 class _Frozen(BaseModel):
@@ -93,8 +93,16 @@ class BaseSpec(_Frozen):
 
 
 def load_spec(name_or_path: str | Path = DEFAULT_BASE) -> BaseSpec:
-    """The specification in a YAML file, or of a shipped name: `smollm2-135m-instruct`. Raises BaseModelError."""
-    path = Path(name_or_path)
+    """From a YAML file, a shipped name (`smollm2-135m-instruct`), a checkpoint's folder, or a hub id (`owner/model`).
+
+    Raises BaseModelError.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return _spec_of_folder(path.resolve())
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)) and path.suffix not in (".yaml", ".yml"):
+        hub = str(name_or_path)
+        return BaseSpec(name=hub.split("/")[1], model=hub, licence="see the model's page", hub=hub)
     if path.suffix not in (".yaml", ".yml"):
         path = SHIPPED / f"{name_or_path}.yaml"
     if not path.is_file():
@@ -108,6 +116,19 @@ def load_spec(name_or_path: str | Path = DEFAULT_BASE) -> BaseSpec:
     if spec.folder is not None:
         spec = spec.model_copy(update={"folder": (path.parent / spec.folder.expanduser()).resolve()})
     return spec
+
+
+def _spec_of_folder(folder: Path) -> BaseSpec:
+    if (folder / INFO_FILE).is_file():  # prepared already, a merged model for one
+        info = read_base(folder)
+        return BaseSpec(
+            name=info.name,
+            model=info.fingerprint.model,
+            licence=info.licence,
+            revision=info.fingerprint.revision,
+            folder=folder,
+        )
+    return BaseSpec(name=folder.name, model=folder.name, licence="see the model's own files", folder=folder)
 
 
 def shipped_bases() -> list[str]:
@@ -131,7 +152,7 @@ def write_base(folder: Path, info: BaseModelInfo) -> None:
     (folder / INFO_FILE).write_text(text, encoding="utf-8")
 
 
-def describe_base(folder: Path, spec: BaseSpec, report: Report = _silent) -> BaseModelInfo:
+def describe_base(folder: Path, spec: BaseSpec, report: Report = silent) -> BaseModelInfo:
     """Read the checkpoint once: digest, norms, shapes, template. Raises BaseModelError."""
     config = read_model_config(folder)
     tensors = open_checkpoint(folder)
@@ -177,11 +198,15 @@ def describe_base(folder: Path, spec: BaseSpec, report: Report = _silent) -> Bas
     )
 
 
-def prepare_base(spec: BaseSpec, models: Path, report: Report = _silent) -> Path:
+def prepare_base(spec: BaseSpec, models: Path, report: Report = silent) -> Path:
     """The base's folder under `models`, made unless it is there. A half-made one is never seen under its name.
+
+    A `folder` that is prepared already is used where it lies.
 
     Raises BaseModelError when the source cannot be found, reached or read.
     """
+    if spec.folder is not None and (spec.folder / INFO_FILE).is_file():
+        return spec.folder  # prepared by somebody else: served from where it is
     target = models / spec.slug
     if (target / INFO_FILE).is_file():
         found = read_base(target)
