@@ -36,7 +36,7 @@ class LorikeetPlugin:
 async def list_adapters(request: Request) -> JSONResponse:
     state = request.app.state
     named = state.openai_serving_models.lora_requests | state.lorikeet_leaving
-    resident = await state.lorikeet_engine.list_loras()
+    resident = await resident_ids(state.lorikeet_engine)
     registered = state.openai_serving_models.lora_requests
     adapters = [
         {
@@ -81,13 +81,17 @@ async def pin_adapter(request: Request) -> JSONResponse:
     if lora is None:
         return error(404, f"'{name}' is not loaded.")
     engine = state.lorikeet_engine
-    if lora.lora_int_id not in await engine.list_loras():
+    if lora.lora_int_id not in await resident_ids(engine):
         await engine.add_lora(lora)  # evicted meanwhile, and only what is resident can be pinned
     try:
         await engine.pin_lora(lora.lora_int_id)
     except Exception as exc:  # noqa: BLE001  whatever the worker raised arrives as a plain Exception
         return error(409, f"'{name}' cannot be pinned: {exc}")
     return JSONResponse({"pinned": True})
+
+
+async def resident_ids(engine: Any) -> set[int]:
+    return set(await engine.list_loras())  # said to be a set, but arrives as a list from an engine core of its own
 
 
 def running_requests(engine: Any, name: str) -> int:

@@ -28,8 +28,8 @@ class StandInClient:
     def output_processor(self) -> Namespace:
         return Namespace(request_states={i: Namespace(lora_name=name) for i, name in enumerate(self.running)})
 
-    async def list_loras(self) -> set[int]:
-        return set(self.ids)
+    async def list_loras(self) -> list[int]:
+        return list(self.ids)
 
     async def add_lora(self, lora: Lora) -> bool:
         self.ids.add(lora.lora_int_id)
