@@ -125,25 +125,34 @@ def _show(run: Run, summary: Summary, folder: Path, *, as_json: bool) -> None:
         return
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)
-    for column in ("", "requests", "success", "TTFT P50", "P95", "P99", "E2E P50", "P95", "P99"):
-        table.add_column(column, justify="left" if not column else "right")
+    table.add_column("", no_wrap=True, overflow="ellipsis", max_width=24)
+    for column in ("n", "ok", "TTFT P50", "P95", "P99", "E2E P50", "P95", "P99"):
+        table.add_column(column, justify="right", no_wrap=True)
+    tenants = summary.of_kind("tenant")
     for group in summary.groups:
-        name = "all requests" if group.kind == "overall" else f"{group.kind} {group.name}"
+        if group.kind == "tenant" and len(tenants) == 1:
+            continue
         cells = [
             format_s(group.metrics[metric].percentiles[percent].value) if metric in group.metrics else "–"
             for metric in ("ttft", "e2e")
             for percent in (50.0, 95.0, 99.0)
         ]
+        name = {"overall": "all requests", "tenant": f"tenant {group.name}"}.get(group.kind, group.name)
         table.add_row(escape(name), str(group.count), f"{group.success_rate:.1%}", *cells)
     console.print(table)
     console.print()
     for judgement in summary.judgements:
-        colour = COLOURS[judgement.verdict]
-        console.print(f"[{colour}]{judgement.verdict.value:>9}[/{colour}]  {escape(describe_judgement(judgement))}")
+        colour = "dim" if summary.verdict is Verdict.VOID else COLOURS[judgement.verdict]
+        console.print(
+            f"[{colour}]{judgement.verdict.value:>9}[/{colour}]  {escape(describe_judgement(judgement))}",
+            soft_wrap=True,
+        )
     for error, count in summary.errors[:5]:
-        console.print(f"[red]{count:>7} ×[/red]  {escape(error)}")
+        console.print(f"[red]{count:>7} ×[/red]  {escape(error)}", soft_wrap=True)
     for fault in run.health.faults:
-        console.print(f"[magenta]     void[/magenta]  The load generator could not keep up: {escape(fault)}")
+        console.print(
+            f"[magenta]     void[/magenta]  The load generator could not keep up: {escape(fault)}", soft_wrap=True
+        )
     colour = COLOURS[summary.verdict]
     console.print(
         f"\n[bold {colour}]{summary.verdict.value.upper()}[/bold {colour}]  {escape(files['report'])}", soft_wrap=True

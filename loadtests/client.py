@@ -54,7 +54,7 @@ class Client:
             given = "The API key was refused" if tenant in self._headers else "The server wants an API key"
             raise TargetError(
                 f"{given} for tenant '{tenant}' ({response.status} at {url}). "
-                "Set the environment variable the scenario names (key_env), or give --key TENANT=KEY."
+                "Set LORIKEET_API_KEY (or the variable that the tenant's key_env names), or give --key TENANT=KEY."
             )
         try:
             return [str(model["id"]) for model in orjson.loads(body)["data"]]

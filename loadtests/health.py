@@ -17,7 +17,6 @@ from loadtests.scenario import HealthLimits
 from loadtests.stats import nearest_rank
 
 BEAT_S = 0.01  # 100 wake-ups a second cost about half a percent of a core and see every stall above 10 ms
-LAG_SHARE_OF_OBJECTIVE = 0.02  # a send lag above 2 % of the tightest latency objective would show in its verdict
 
 
 @dataclass
@@ -57,8 +56,9 @@ def assess(
     sent = [record for record in records if record.phase in ends and record.sent_s is not None]
     lag_limit_s = limits.send_lag_p99_ms / 1000
     lag_reason = "health.send_lag_p99_ms"
-    if tightest_s is not None and tightest_s * LAG_SHARE_OF_OBJECTIVE < lag_limit_s:
-        lag_limit_s, lag_reason = tightest_s * LAG_SHARE_OF_OBJECTIVE, "2 % of the tightest objective"
+    if tightest_s is not None and tightest_s * limits.objective_share < lag_limit_s:
+        lag_limit_s = tightest_s * limits.objective_share
+        lag_reason = f"{limits.objective_share:.0%} of the tightest objective"
     send_lag_s = _p99([record.lag_s or 0.0 for record in sent])
     at_s, lag_s, cpu_s = np.array(pulse.at_s), np.array(pulse.lag_s), np.array(pulse.cpu_s)
     inside = np.zeros(len(at_s), dtype=bool)

@@ -108,8 +108,8 @@ def distribution_curves(
     everything = sorted(value for values in series for value in values)
     x_axis = _value_axis(everything, limit_s, LEFT, WIDTH - RIGHT)
     y_axis = Axis(0.0, 1.0, HEIGHT - BOTTOM, TOP)
-    parts = [_x_grid(x_axis, [format_s(tick) for tick in x_axis.ticks()])]
-    for share in (0.0, 0.25, 0.5, 0.75, 0.95):
+    parts = [_x_grid(x_axis, [format_s(tick) if tick else "0" for tick in x_axis.ticks()])]
+    for share in (0.0, 0.25, 0.5, 0.75, 0.95, 1.0):
         y = y_axis.at(share)
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 8}" y="{y + 4:.1f}">{share:.0%}</text>')
@@ -132,7 +132,7 @@ def distribution_curves(
 
 def percentile_bars(groups: Sequence[Bars], limit_s: float | None) -> str:
     """One block of horizontal bars per group, with its interval as a whisker; the objective as a line across."""
-    row, gap, left = 15, 12, 190
+    row, gap, left = 15, 12, 220
     count = sum(len(group.values) for group in groups)
     height = TOP + BOTTOM + count * row + len(groups) * gap
     values = sorted(high for group in groups for _, _, _, high in group.values)
@@ -142,7 +142,7 @@ def percentile_bars(groups: Sequence[Bars], limit_s: float | None) -> str:
     y = float(TOP)
     for group in groups:
         middle = y + len(group.values) * row / 2 + 4
-        name = group.name if len(group.name) <= 20 else f"{group.name[:9]}…{group.name[-10:]}"
+        name = group.name if len(group.name) <= 23 else f"{group.name[:11]}…{group.name[-11:]}"
         label = f'<text class="name" text-anchor="end" x="{left - 44}" y="{middle:.1f}">{escape(name)}'
         parts.append(f"{label}<title>{escape(group.name)}</title></text>")
         for i, (label, value, low, high) in enumerate(group.values):

@@ -31,8 +31,8 @@ class Outcome(StrEnum):
     OK = "ok"  # complete: with a finish_reason, and without an error event
     FAILED = "failed"
     REFUSED = "refused"  # 429: the server said not now
-    CANCELLED = "cancelled"  # given up by us, as planned
-    CENSORED = "censored"  # cut off by the end of the run; it would have taken longer than is known
+    CANCELLED = "cancelled"  # given up by us: the run was interrupted
+    CENSORED = "censored"  # not answered when the run ended; it takes longer than is known
 
 
 @dataclass(frozen=True)

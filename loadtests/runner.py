@@ -116,6 +116,9 @@ class _Generator:
         self._run.in_flight += 1
         try:
             await self._client.send(planned, record, self._run.clock)
+        except asyncio.CancelledError:
+            record.outcome = Outcome.CANCELLED if self._run.interrupted else Outcome.CENSORED
+            raise
         finally:
             self._run.in_flight -= 1
             self._run.records.append(record)

@@ -51,9 +51,10 @@ def resolve_keys(scenario: Scenario, given: Sequence[str], environment: Mapping[
 
     A tenant without a key asks without one. Raises LoadTestError for a key of nobody.
     """
-    keys = {tenant.name: environment[tenant.key_env] for tenant in scenario.tenants if environment.get(tenant.key_env)}
+    variables = {tenant.name: scenario.key_variable(tenant) for tenant in scenario.tenants}
+    keys = {tenant: environment[variable] for tenant, variable in variables.items() if environment.get(variable)}
     keys |= {tenant: key.get_secret_value() for tenant, key in scenario.keys.items()}
-    names = [tenant.name for tenant in scenario.tenants]
+    names = list(variables)
     for text in given:
         tenant, separator, key = text.partition("=")
         if not separator and len(names) == 1:

@@ -125,7 +125,7 @@ def _judge(objective: Objective, one: Group, sample_floor: int) -> Judgement:
 
 def _measure(objective: Objective, one: Group) -> tuple[Estimate | None, int]:
     if objective.figure == "success_rate":
-        return (_exact(one.success_rate) if one.count else None), one.count
+        return (_exact(one.success_rate) if one.judged else None), one.judged
     if objective.figure == "answers_per_s":
         return _exact(one.per_s), one.count
     distribution: Distribution | None = one.metrics.get(objective.metric or "")

@@ -96,8 +96,13 @@ class Group:
     def count(self) -> int:
         return sum(self.outcomes.values())
 
+    @property
+    def judged(self) -> int:
+        """Requests the server is answerable for: not those we gave up."""
+        return self.count - self.outcomes.get(Outcome.CANCELLED, 0)
+
     def share_of(self, outcome: Outcome) -> float:
-        return self.outcomes.get(outcome, 0) / self.count if self.count else 0.0
+        return self.outcomes.get(outcome, 0) / self.judged if self.judged else 0.0
 
     @property
     def success_rate(self) -> float:

@@ -1,0 +1,35 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.loadtests.server import FakeServer, serving
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    """In the test's own event loop."""
+    async with serving(FakeServer()) as running:
+        yield running
+
+
+@pytest.fixture
+def threaded_server() -> Iterator[FakeServer]:
+    """In a thread, for commands that bring an event loop of their own."""
+    fake = FakeServer()
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+
+    async def serve() -> None:
+        async with serving(fake):
+            ready.set()
+            await stop.wait()
+
+    stop = asyncio.Event()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert ready.wait(10)
+    yield fake
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(10)
+    loop.close()

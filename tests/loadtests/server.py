@@ -1,0 +1,87 @@
+"""A tiny streaming server on loopback for these tests: what it answers, and when it freezes, is told in advance."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import orjson
+from aiohttp import web
+
+Script = Callable[[dict[str, object]], list[bytes | float]]  # bytes are sent, numbers slept
+
+
+def event(**fields: object) -> bytes:
+    return b"data: " + orjson.dumps(fields) + b"\n\n"
+
+
+def token(text: str, finish_reason: str | None = None) -> bytes:
+    return event(choices=[{"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}])
+
+
+ROLE = event(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
+USAGE = event(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 3})
+DONE = b"data: [DONE]\n\n"
+GOOD: list[bytes | float] = [ROLE, 0.01, token("a"), 0.01, token("b"), 0.01, token("c", "stop"), USAGE, DONE]
+
+
+class FakeServer:
+    """OpenAI-shaped: /v1/models and /v1/chat/completions."""
+
+    def __init__(self) -> None:
+        self.models = ["base", "support"]
+        self.script: Script = lambda _: GOOD
+        self.status = 200
+        self.key: str | None = None
+        self.requests: list[tuple[dict[str, object], str]] = []  # body, authorization
+        self.frozen_s: tuple[float, float] | None = None  # after the first request: when, how long
+        self.url = ""
+
+    async def _models(self, request: web.Request) -> web.Response:
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": {"message": "Invalid API key", "code": "invalid_api_key"}}, status=401)
+        return web.json_response({"object": "list", "data": [{"id": name} for name in self.models]})
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        if not self.requests and self.frozen_s:
+            self._freeze_from = time.monotonic() + self.frozen_s[0]
+        body = orjson.loads(await request.read())
+        self.requests.append((body, request.headers.get("Authorization", "")))
+        await self._wait_out_the_freeze()
+        if self.status != 200:
+            return web.json_response({"error": {"message": "no", "code": "told_to"}}, status=self.status)
+        if not body["stream"]:
+            choice = {"message": {"content": "abc"}, "finish_reason": "stop"}
+            return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}})
+        headers = {"x-lorikeet-adapter": f"{body['model']}@1", "x-lorikeet-queue-ms": "12.5"}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        for part in self.script(body):
+            if isinstance(part, float):
+                await asyncio.sleep(part)
+            else:
+                await response.write(part)
+        return response
+
+    async def _wait_out_the_freeze(self) -> None:
+        if self.frozen_s:
+            now = time.monotonic()
+            end = self._freeze_from + self.frozen_s[1]
+            if self._freeze_from <= now < end:
+                await asyncio.sleep(end - now)
+
+
+@asynccontextmanager
+async def serving(server: FakeServer) -> AsyncIterator[FakeServer]:
+    app = web.Application()
+    app.router.add_get("/v1/models", server._models)
+    app.router.add_post("/v1/chat/completions", server._chat)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield server
+    finally:
+        await runner.cleanup()

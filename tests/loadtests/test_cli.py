@@ -1,0 +1,112 @@
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from loadtests.cli import app
+from tests.loadtests.factories import EASY_HEALTH
+from tests.loadtests.server import GOOD, ROLE, FakeServer
+
+SECRET = "lk-very-secret"
+
+
+def invoke(server: FakeServer, folder: Path, *arguments: str, **fields: Any) -> Result:
+    scenario = {
+        "name": "small",
+        "load": {"kind": "constant", "rate_per_s": 40},
+        "phases": [{"name": "steady", "duration_s": 0.5}],
+        "objectives": ["p95(ttft) < 20 s per adapter"],
+        "sample_floor": 3,
+        "health": EASY_HEALTH,
+        **fields,
+    }
+    path = folder / "scenario.yaml"
+    path.write_text(yaml.safe_dump(scenario))
+    return CliRunner().invoke(
+        app, ["run", str(path), "--url", server.url, "--out", str(folder / "out"), "--key", SECRET, *arguments]
+    )
+
+
+def test_a_pass_leaves_its_files_and_exits_with_0(threaded_server: FakeServer, tmp_path: Path) -> None:
+    threaded_server.key = SECRET
+    result = invoke(threaded_server, tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["verdict"] == "pass"
+    assert {group["name"] for group in document["groups"]} == {"all", "base", "support", "default"}
+    assert document["groups"][0]["metrics_s"]["queue"]["p50"]["value"] == 0.0125
+    names = {"records.jsonl", "schedule.jsonl", "summary.json", "report.html"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert len((tmp_path / "out" / "records.jsonl").read_text().splitlines()) == 21
+
+
+def test_keys_are_written_nowhere(threaded_server: FakeServer, tmp_path: Path) -> None:
+    other = "lk-from-the-file"
+    result = invoke(threaded_server, tmp_path, keys={"default": other})
+    assert {authorization for _, authorization in threaded_server.requests} == {f"Bearer {SECRET}"}
+    written = "".join(path.read_text() for path in (tmp_path / "out").iterdir()) + result.output
+    assert SECRET not in written
+    assert other not in written
+
+
+@pytest.mark.parametrize(
+    ("fields", "exit_code"),
+    [
+        ({"objectives": ["p95(ttft) < 1 ms"]}, 1),
+        ({"objectives": ["p95(ttft) < 1 parsec"]}, 2),
+        ({"sample_floor": 1000}, 3),
+        ({"health": EASY_HEALTH | {"cpu_share": 1e-6}}, 4),
+    ],
+)
+def test_other_verdicts_have_exit_codes_of_their_own(
+    fields: dict[str, Any], exit_code: int, threaded_server: FakeServer, tmp_path: Path
+) -> None:
+    result = invoke(threaded_server, tmp_path, **fields)
+    assert result.exit_code == exit_code, result.output
+    if exit_code != 2:
+        assert CliRunner().invoke(app, ["report", str(tmp_path / "out")]).exit_code == exit_code
+
+
+def test_failing_fast_is_not_a_pass(threaded_server: FakeServer, tmp_path: Path) -> None:
+    threaded_server.status = 500
+    result = invoke(threaded_server, tmp_path, objectives=["p95(ttft) < 20 s"])
+    assert result.exit_code == 1
+    assert "http 500: told_to: no" in result.output
+
+
+def test_a_server_that_does_not_answer_is_wrong_usage(tmp_path: Path) -> None:
+    away = FakeServer()
+    away.url = "http://127.0.0.1:1"
+    result = invoke(away, tmp_path)
+    assert result.exit_code == 2
+    assert "No server answers" in result.output
+
+
+def test_a_folder_without_records_is_wrong_usage(tmp_path: Path) -> None:
+    assert CliRunner().invoke(app, ["report", str(tmp_path)]).exit_code == 2
+
+
+def test_a_dry_run_shows_the_plan_and_sends_nothing(threaded_server: FakeServer, tmp_path: Path) -> None:
+    result = invoke(threaded_server, tmp_path, "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["phases"][0]["requests"] == 20
+    assert sum(share["requests"] for share in document["adapters"]) == 20
+    assert threaded_server.requests == []
+
+
+def test_an_interrupted_run_writes_what_there_is(threaded_server: FakeServer, tmp_path: Path) -> None:
+    threaded_server.script = lambda body: [*GOOD] if len(threaded_server.requests) < 20 else [ROLE, 30.0]
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    result = invoke(threaded_server, tmp_path, phases=[{"name": "steady", "duration_s": 30}])
+    timer.cancel()
+    assert result.exit_code == 3, result.output
+    assert "UNDECIDED" in result.output
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["interrupted"] is True
