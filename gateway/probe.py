@@ -52,7 +52,13 @@ async def probe_adapter(
     prompts: list[str | list[int]] = [
         golden.prompt_token_ids + golden.completion_token_ids for golden in goldens
     ] or list(PROMPTS)
-    base = [await score(engine, base_model, prompt, timeout_s=settings.timeout_s) for prompt in prompts]
+    try:
+        base = [await score(engine, base_model, prompt, timeout_s=settings.timeout_s) for prompt in prompts]
+    except EngineAnswerError as exc:
+        if not goldens or exc.status != 400:
+            raise
+        fix = "Keep goldens within the served context, with token ids of the base's own tokenizer."
+        return ProbeResult((_fault("invalid_goldens", f"The engine cannot read a golden: {exc}", fix),), {})
     if not all(map(math.isfinite, _flat(base))):
         raise EngineUnavailableError(
             f"Engine '{engine.id}' answers nonsense for the base model; nothing can be probed."
