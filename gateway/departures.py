@@ -33,7 +33,7 @@ class Departures:
         self._home = home
         self._fleet = fleet
         self._storing = storing
-        self._grace_s = grace_s
+        self.grace_s = grace_s
         self._leaving: asyncio.Queue[AdapterVersion] = asyncio.Queue()
 
     def add(self, versions: Iterable[AdapterVersion]) -> None:
@@ -54,7 +54,7 @@ class Departures:
     async def _see_off(self, version: AdapterVersion) -> None:
         try:
             await self._leave_engines(version.engine_name)
-            await asyncio.sleep(self._grace_s)
+            await asyncio.sleep(self.grace_s)
             async with self._storing:
                 await asyncio.to_thread(self._remove_files, version)
             logger.info("adapter version removed", extra={"adapter": version.engine_name})

@@ -76,7 +76,7 @@ class Onboarding:
         self._stored_files = stored_files
         self._validating = asyncio.Semaphore(VALIDATIONS)
         self._storing = asyncio.Lock()
-        self._departures = Departures(registry, blobs, home, fleet, self._storing, grace_s=grace_s)
+        self.departures = Departures(registry, blobs, home, fleet, self._storing, grace_s=grace_s)
         self._to_probe: asyncio.Queue[Key] = asyncio.Queue()
         self._attempts: dict[Key, int] = {}  # versions still to be probed, and how often an engine failed on them
         self._changed = asyncio.Event()
@@ -139,18 +139,14 @@ class Onboarding:
         found = await asyncio.to_thread(self._registry.version, tenant, name, version)
         await asyncio.to_thread(self._registry.delete_version, tenant, name, version, actor=actor)
         await self._directory.refresh()
-        self._departures.add([found])
+        self.departures.add([found])
 
     async def delete_adapter(self, tenant: str, name: str, *, actor: str) -> None:
         """Every version of it. Raises AdapterNotFoundError."""
         found = await asyncio.to_thread(self._registry.versions, tenant, name)
         await asyncio.to_thread(self._registry.delete_adapter, tenant, name, actor=actor)
         await self._directory.refresh()
-        self._departures.add(found)
-
-    async def departed(self) -> None:
-        """Wait until every deleted version has left engines and disk."""
-        await self._departures.done()
+        self.departures.add(found)
 
     async def run(self) -> None:
         """Sweep what a killed gateway left, then probe and see off for ever."""
@@ -159,7 +155,7 @@ class Onboarding:
             if version.status in (VersionStatus.VALIDATED, VersionStatus.PROBING):
                 self._enqueue(key)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._departures.run(), name="departures")
+            group.create_task(self.departures.run(), name="departures")
             while True:
                 key = await self._to_probe.get()
                 retry_s = await self._probe_one(key)
