@@ -49,3 +49,4 @@ compile dev "$work/torch-cpu.txt" "${cpu[@]}" \
 compile cpu locks/dev.txt "${cpu[@]}" --extra engine-cpu --extra loadtests
 compile gateway locks/dev.txt "${cpu[@]}"
 compile gpu - "${gpu[@]}" --extra engine-gpu --extra trainer --extra loadtests --extra postgres
+compile trainer locks/gpu.txt "${gpu[@]}" --extra trainer

@@ -103,11 +103,12 @@ def up(
         return
     state = "was running already" if running else f"answered its first question after {took_s:.1f} s"
     out.print(f"[green]Lorikeet {state}.[/green]\n")
-    print_table(
-        ("", ""),
-        [("Address", f"{url}/v1"), ("Model", status["base_model"]), *(("Log", log) for log in log_files)],
-        empty="",
-    )
+    for label, value in (
+        ("Address", f"{url}/v1"),
+        ("Model", status["base_model"]),
+        *(("Log", log) for log in log_files),
+    ):
+        out.print(f"  {label:8} {value}", highlight=False, soft_wrap=True)
     if not key:
         out.print(f"\nA key: lorikeet keys create --tenant {tenant}", highlight=False)
     typer.echo("\nTry it:\n\n" + curl_line(url, key, status["base_model"]) + "\n\nStop it: lorikeet down")

@@ -1,0 +1,50 @@
+"""Every file in configs/ loads with the loader of the room it belongs to."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from adapters.base import load_spec
+from gateway.engines.profile import load_profile
+from gateway.settings import Settings
+from loadtests.scenario import load_scenario
+from trainer.config import load_train_config
+from trainer.data.catalog import load_dataset_spec
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.y*ml"))
+
+
+def load_settings(path: Path) -> Settings:
+    """The file's fields are all settings: a misspelt one would silently be ignored."""
+    unknown = set(yaml.safe_load(path.read_text(encoding="utf-8")) or {}) - set(Settings.model_fields)
+    assert not unknown, f"{path} sets what is no setting: {sorted(unknown)}"
+    return Settings()
+
+
+def load_data_spec(path: Path) -> Any:
+    return load_dataset_spec(path.stem)
+
+
+LOADERS: dict[str, Callable[[Path], Any]] = {
+    "configs/gateway.yaml": load_settings,
+    "configs/bases": load_spec,
+    "configs/data": load_data_spec,
+    "configs/engines": load_profile,
+    "configs/loadtests": load_scenario,
+    "configs/train": load_train_config,
+}
+
+
+def loader_of(path: Path) -> Callable[[Path], Any] | None:
+    return LOADERS.get(path.as_posix()) or LOADERS.get(path.parent.as_posix())
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_configuration_file_loads_with_its_owners_loader(path: Path) -> None:
+    loader = loader_of(path)
+    assert loader is not None, f"nobody is known to read {path}: add its folder to LOADERS"
+    assert loader(ROOT / path) is not None
