@@ -73,16 +73,22 @@ class BlobStore:
             raise BlobError(f"{digest[:12]}… could not be fetched to {dest}: {_reason(exc)}") from exc
 
     def exists(self, digest: str) -> bool:
+        """Raises BlobError when the store cannot be asked."""
         try:
             obstore.head(self._store, _key(digest))
         except (NotFoundError, FileNotFoundError):
             return False
+        except (BaseError, OSError) as exc:
+            raise BlobError(f"The blob store cannot be read: {_reason(exc)}") from exc
         return True
 
     def delete(self, digest: str) -> None:
         """Deleting what is not there is no error."""
-        with suppress(NotFoundError, FileNotFoundError):
-            obstore.delete(self._store, _key(digest))
+        try:
+            with suppress(NotFoundError, FileNotFoundError):
+                obstore.delete(self._store, _key(digest))
+        except (BaseError, OSError) as exc:
+            raise BlobError(f"{digest[:12]}… could not be deleted: {_reason(exc)}") from exc
 
     def _upload(self, path: Path, key: str) -> None:
         if self._folder is None:

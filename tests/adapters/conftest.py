@@ -1,6 +1,8 @@
 """Real databases for the registry's tests: a SQLite file, and a Postgres server that lives as long as the session."""
 
 import itertools
+import shutil
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from adapters.database import open_database
+from adapters.database import open_database, writing
+from adapters.models import Base
 from adapters.registry import Registry
 
 
@@ -37,7 +40,11 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             connection.execute("SELECT pg_reload_conf()")
             connection.execute("CREATE DATABASE migrated")
         open_database(_named(url, "migrated")).dispose()
+        _created(url, "shared", template="migrated")
         yield url
+        process = server.get_postmaster_info().process
+        process.send_signal(signal.SIGQUIT)  # at once: writing back what is deleted next can take half a minute
+        process.wait(30)
 
 
 @pytest.fixture(scope="session")
@@ -52,16 +59,38 @@ def postgres_url(postgres_server: str, _numbers: Iterator[int]) -> str:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path, _numbers: Iterator[int]) -> str:
+def kind(request: pytest.FixtureRequest) -> str:
     """A database of each kind in turn."""
-    if request.param == "sqlite":
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(kind: str, request: pytest.FixtureRequest, tmp_path: Path, _numbers: Iterator[int]) -> str:
+    """A database with our schema that no other test sees."""
+    if kind == "sqlite":
         return f"sqlite:///{tmp_path / 'registry.db'}"
     return _created(request.getfixturevalue("postgres_server"), f"copy{next(_numbers)}", template="migrated")
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with our schema, to be copied."""
+    path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
+    open_database(str(path)).dispose()
+    return path
+
+
 @pytest.fixture
-def database(database_url: str) -> Iterator[sa.Engine]:
-    engine = open_database(database_url)
+def database(kind: str, request: pytest.FixtureRequest, tmp_path: Path, migrated_file: Path) -> Iterator[sa.Engine]:
+    """An open database without a row. On Postgres one is emptied for every test: making one takes seconds to clean up."""
+    if kind == "sqlite":
+        engine = open_database(str(shutil.copy(migrated_file, tmp_path / "registry.db")))
+    else:
+        engine = open_database(_named(request.getfixturevalue("postgres_server"), "shared"))
+        tables = ", ".join(set(Base.metadata.tables) - {"change_counter"})
+        with writing(engine) as session:
+            session.execute(sa.text(f"TRUNCATE {tables} RESTART IDENTITY"))
+            session.execute(sa.text("UPDATE change_counter SET value = 0"))
     yield engine
     engine.dispose()
 
