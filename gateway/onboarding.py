@@ -73,13 +73,19 @@ class Onboarding:
             max_bytes=uploads.max_bytes, max_entries=uploads.max_entries, max_expanded_bytes=uploads.max_expanded_bytes
         )
         self._probe = probe
-        self._stored_files = stored_files
+        self.stored_files = stored_files
+        self.retry_s = RETRY_S
         self._validating = asyncio.Semaphore(VALIDATIONS)
         self._storing = asyncio.Lock()
         self.departures = Departures(registry, blobs, home, fleet, self._storing, grace_s=grace_s)
         self._to_probe: asyncio.Queue[Key] = asyncio.Queue()
         self._attempts: dict[Key, int] = {}  # versions still to be probed, and how often an engine failed on them
         self._changed = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """Versions that are still to be probed."""
+        return len(self._attempts)
 
     @asynccontextmanager
     async def quarantine(self) -> AsyncIterator[Path]:
@@ -183,7 +189,7 @@ class Onboarding:
         )
 
     def _kept(self, folder: Path) -> Iterator[Path]:
-        return (path for path in sorted(folder.iterdir()) if path.name in self._stored_files and path.is_file())
+        return (path for path in sorted(folder.iterdir()) if path.name in self.stored_files and path.is_file())
 
     def _sweep(self) -> None:
         """Quarantine folders and version folders that nobody will come back for."""
@@ -275,7 +281,7 @@ class Onboarding:
         name = f"{key[0]}/{key[1]}@{key[2]}"
         logger.warning("probe interrupted", extra={"adapter": name, "attempts": attempts, "reason": reason})
         if attempts < PROBE_ATTEMPTS:
-            return RETRY_S * float(2 ** (attempts - 1))
+            return self.retry_s * float(2 ** (attempts - 1))
         logger.error("adapter put aside until it is uploaded again or the gateway restarts", extra={"adapter": name})
         try:
             note = {"interrupted": reason, "attempts": attempts}
