@@ -1,5 +1,6 @@
 """Opening the registry's database: migrations, both kinds, what goes wrong."""
 
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,25 @@ def test_a_failed_write_leaves_nothing(database: sa.Engine) -> None:
         write_and_fail()
     with reading(database) as session:
         assert session.scalars(sa.select(TenantRow)).all() == []
+
+
+def test_a_writer_killed_half_way_leaves_neither_a_row_nor_a_lock(database_url: str) -> None:
+    engine = open_database(database_url)
+    code = f"""
+import os, signal
+from adapters.database import open_database, writing
+from adapters.models import TenantRow
+with writing(open_database({database_url!r})) as session:
+    session.add(TenantRow(name="killed", created_at=1.0, cache_salt="salt", weight=1.0))
+    session.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    with writing(engine) as session:
+        session.add(TenantRow(name="alive", created_at=1.0, cache_salt="salt", weight=1.0))
+    with reading(engine) as session:
+        assert session.scalars(sa.select(TenantRow.name)).all() == ["alive"]
+    engine.dispose()
 
 
 def test_a_read_sees_one_moment(database: sa.Engine) -> None:

@@ -339,6 +339,17 @@ def test_a_refused_change_leaves_neither_audit_nor_counter(registry: Registry) -
     assert (registry.change_counter(), actions(registry)) == before
 
 
+@pytest.mark.parametrize("change", ["UPDATE audit SET actor = 'somebody else'", "DELETE FROM audit"])
+def test_the_database_itself_keeps_the_audit_log_from_being_rewritten(
+    registry: Registry, database: sa.Engine, change: str
+) -> None:
+    before = registry.audit()
+    with pytest.raises(sa.exc.DBAPIError, match="append-only"):
+        with database.begin() as connection:
+            connection.execute(sa.text(change))
+    assert registry.audit() == before
+
+
 def test_a_snapshot_is_what_the_single_questions_answer(registry: Registry) -> None:
     for tenant in ("acme", "globex"):
         add_ready(registry, tenant)

@@ -120,3 +120,23 @@ def upgrade() -> None:
         postgresql_where=sa.text("status != 'retired'"),
     )
     op.execute("INSERT INTO change_counter (id, value) VALUES (1, 0)")
+    _keep_audit_append_only()
+
+
+def _keep_audit_append_only() -> None:
+    message = "the audit log is append-only"
+    if op.get_bind().dialect.name == "sqlite":
+        for change in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER audit_no_{change.lower()} BEFORE {change} ON audit "
+                f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
+            )
+    else:
+        op.execute(
+            "CREATE FUNCTION audit_is_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$ BEGIN RAISE EXCEPTION '{message}'; END $$"
+        )
+        op.execute(
+            "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE ON audit "
+            "FOR EACH ROW EXECUTE FUNCTION audit_is_append_only()"
+        )
