@@ -109,7 +109,7 @@ def distribution_curves(
     x_axis = _value_axis(everything, limit_s, LEFT, WIDTH - RIGHT)
     y_axis = Axis(0.0, 1.0, HEIGHT - BOTTOM, TOP)
     parts = [_x_grid(x_axis, [format_s(tick) if tick else "0" for tick in x_axis.ticks()])]
-    for share in (0.0, 0.25, 0.5, 0.75, 0.95, 1.0):
+    for share in (0.0, 0.25, 0.5, 0.75, 0.95):
         y = y_axis.at(share)
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 8}" y="{y + 4:.1f}">{share:.0%}</text>')

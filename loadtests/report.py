@@ -162,7 +162,7 @@ def _over_time(run: Run, summary: Summary, metric: str, limit_s: float | None) -
         [plots.Series(name, colours.get(name, "#8a8f98"), points) for name, points in sorted(by_adapter.items())],
         bad,
         [plots.Band(f"{w.name} (not measured)", w.start_s, w.end_s) for w in run.windows if not w.measured],
-        end_s=run.windows[-1].end_s,
+        end_s=max((window.end_s for window in run.windows), default=0.0),
         limit_s=limit_s,
     )
 

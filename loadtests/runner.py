@@ -3,7 +3,7 @@
 import asyncio
 import gc
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loadtests.client import Client, Clock, run_clock
@@ -55,12 +55,19 @@ async def execute(
         run.interrupted = not work.done()
         if work.done():
             work.result()
+        else:
+            run.windows = cut_windows(run.windows, run.clock())
     finally:
         for task in (work, pulse, stopped):
             task.cancel()
         await asyncio.gather(work, pulse, stopped, return_exceptions=True)
         gc.unfreeze()
     return run
+
+
+def cut_windows(planned: Sequence[PhaseWindow], at_s: float) -> list[PhaseWindow]:
+    """The phases as far as they came when a run was interrupted; those that never began are left out."""
+    return [replace(window, end_s=min(window.end_s, at_s)) for window in planned if window.start_s < at_s]
 
 
 class _Generator:

@@ -132,8 +132,8 @@ def group(
         outcomes=dict(Counter(record.outcome.value for record in records)),
         metrics={metric: d for metric, d in described.items() if d is not None},
         refusal=describe(refused, seed, percentiles),
-        per_s=len(done) / measured_s,
-        output_tokens_per_s=sum(record.output_tokens or 0 for record in done) / measured_s,
+        per_s=len(done) / measured_s if measured_s else 0.0,
+        output_tokens_per_s=sum(record.output_tokens or 0 for record in done) / measured_s if measured_s else 0.0,
     )
 
 

@@ -87,12 +87,20 @@ def describe_judgement(judgement: Judgement) -> str:
 
 
 def _reasons(run: Run, judgements: Sequence[Judgement]) -> list[str]:
-    reasons = [f"The load generator could not keep up: {fault}" for fault in run.health.faults]
-    for verdict in (Verdict.MISSED, Verdict.UNDECIDED):
-        reasons += [describe_judgement(judgement) for judgement in judgements if judgement.verdict is verdict]
-    if run.interrupted:
-        reasons.append("The run was interrupted before its end.")
-    return reasons
+    interrupted = ["The run was interrupted before its end."] if run.interrupted else []
+    if run.health.faults:
+        return [f"The load generator could not keep up: {fault}" for fault in run.health.faults] + interrupted
+    missed = sorted((j for j in judgements if j.verdict is Verdict.MISSED), key=_excess, reverse=True)
+    undecided = [judgement for judgement in judgements if judgement.verdict is Verdict.UNDECIDED]
+    return [describe_judgement(judgement) for judgement in (*missed, *undecided)] + interrupted
+
+
+def _excess(judgement: Judgement) -> float:
+    """How far beyond its limit: 2 is twice what is allowed, or half of what is needed."""
+    measured, limit = (judgement.measured.value if judgement.measured else 0.0), judgement.objective.limit
+    over = judgement.objective.comparison.startswith("<")
+    part, whole = (measured, limit) if over else (limit, measured)
+    return part / whole if whole else float("inf")
 
 
 def summary_json(run: Run, summary: Summary) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import pytest
 from loadtests.client import open_client
 from loadtests.health import assess
 from loadtests.prompts import load_prompts
-from loadtests.record import Health, Outcome
-from loadtests.runner import Execution, execute
+from loadtests.record import Health, Outcome, PhaseWindow
+from loadtests.runner import Execution, cut_windows, execute
 from loadtests.schedule import Workload, plan_schedule
 from loadtests.stats import nearest_rank
 from tests.loadtests.factories import make_scenario
@@ -90,6 +90,7 @@ async def test_stopping_leaves_what_there_is(server: FakeServer) -> None:
     asyncio.get_running_loop().call_later(0.8, stop.set)
     execution, _ = await run(server, stop=stop, phases=[{"name": "steady", "duration_s": 30}])
     assert execution.interrupted
+    assert 0.5 < execution.windows[0].end_s < 10  # rates are over the time that was really measured
     assert {record.outcome for record in execution.records} == {Outcome.OK, Outcome.CANCELLED}
 
 
@@ -100,3 +101,8 @@ async def test_a_closed_loop_never_has_more_requests_open_than_callers(server: F
     )
     assert max(np.cumsum([change for _, change in changes])) == 3
     assert len(execution.records) > 6
+
+
+def test_an_interrupted_run_keeps_only_the_phases_it_came_to() -> None:
+    planned = [PhaseWindow("a", False, 0, 5), PhaseWindow("b", True, 5, 10), PhaseWindow("c", True, 10, 15)]
+    assert cut_windows(planned, 7.0) == [PhaseWindow("a", False, 0, 5), PhaseWindow("b", True, 5, 7.0)]

@@ -21,6 +21,7 @@ SICK = replace(HEALTHY, faults=("send lag",))
         (make_run(SLOW, objectives=P95), Verdict.MISSED, 1),
         (make_run(GOOD[:5], objectives=P95), Verdict.UNDECIDED, 3),
         (make_run([], objectives=P95), Verdict.UNDECIDED, 3),
+        (replace(make_run([], interrupted=True), windows=()), Verdict.UNDECIDED, 3),
         (make_run(GOOD, objectives=P95, interrupted=True), Verdict.UNDECIDED, 3),
         (make_run(SLOW, objectives=P95, interrupted=True), Verdict.MISSED, 1),
         (make_run(GOOD, objectives=P95, health=SICK), Verdict.VOID, 4),
@@ -51,3 +52,9 @@ def test_the_same_records_give_the_same_summary() -> None:
 )
 def test_times_are_shown_in_a_fitting_unit(seconds: float, text: str) -> None:
     assert format_s(seconds) == text
+
+
+def test_the_worst_miss_is_told_first() -> None:
+    records = [make_record(i, adapter="poor", ttft_s=2.0) for i in range(20)]
+    records += [make_record(i, adapter="worst", ttft_s=9.0) for i in range(20)]
+    assert "worst" in summarise(make_run(records, objectives=["p95(ttft) < 1 s per adapter"])).reasons[0]
