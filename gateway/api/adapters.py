@@ -7,15 +7,15 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from adapters.errors import AdapterNotFoundError, BlobError, InvalidAdapterError, VersionNotFoundError
 from adapters.manifest import MANIFEST_FILE
 from adapters.names import check_name
 from adapters.peft_format import CONFIG_FILE, WEIGHTS_FILE
 from adapters.registry import AdapterRecord, AdapterVersion, Scope, Snapshot, VersionStatus
-from gateway.body import parse
-from gateway.errors import BodyTooLargeError, GatewayError, InvalidRequestError
+from gateway.api.json_body import read_json
+from gateway.errors import GatewayError, InvalidRequestError
 from gateway.multipart import Form, receive_form
 from gateway.services import CallerDep, Services, ServicesDep
 from gateway.tenants import Caller
@@ -24,7 +24,6 @@ router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 WAIT_S = 300.0  # longest `?wait=true`; the official client gives up after 600 s
 WARM_S = 30.0  # longest a promotion waits for the engines to load the version; then the first request does
-MAX_JSON_BYTES = 64 * 1024
 # Field of the two-file upload -> the file's name in a PEFT folder.
 PLAIN_FILES = {"adapter_config": CONFIG_FILE, "adapter_model": WEIGHTS_FILE, "manifest": MANIFEST_FILE}
 
@@ -33,6 +32,15 @@ class Promotion(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version: int = Field(gt=0, le=10**9)
+
+
+class FromUpload(BaseModel):
+    """A version from what was uploaded in parts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    upload_id: str
 
 
 @router.post("", status_code=201)
@@ -93,14 +101,13 @@ async def get_version(name: str, number: int, caller: CallerDep, services: Servi
 
 
 @router.post("/{name}/promote")
-async def promote(name: str, promotion: Promotion, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
-    """Let this version answer to the name. It is loaded first, so that no request waits for that."""
+async def promote(name: str, request: Request, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """Let the version of the body's `version` answer to the name. It is loaded first, so that no request waits for that."""
     tenant = caller.require(Scope.ADAPTERS_WRITE)
+    number = (await read_json(request, Promotion)).version
     snapshot = await services.directory.refresh()
-    await _warm(services, _version(snapshot, tenant.name, name, promotion.version))
-    record = await asyncio.to_thread(
-        services.registry.promote, tenant.name, name, promotion.version, actor=caller.actor
-    )
+    await _warm(services, _version(snapshot, tenant.name, name, number))
+    record = await asyncio.to_thread(services.registry.promote, tenant.name, name, number, actor=caller.actor)
     return adapter_object(record, await services.directory.refresh(), services)
 
 
@@ -207,23 +214,10 @@ async def _accept_form(
 async def _accept_upload(
     request: Request, services: Services, caller: Caller, tenant: str
 ) -> tuple[AdapterVersion, bool]:
-    raw = bytearray()
-    try:
-        async for chunk in request.stream():
-            raw += chunk
-            if len(raw) > MAX_JSON_BYTES:
-                raise BodyTooLargeError(MAX_JSON_BYTES)
-    except ClientDisconnect as exc:
-        raise InvalidRequestError("The request was broken off before its end.", code="incomplete_body") from exc
-    fields = parse(bytes(raw))
-    name, upload_id = fields.get("name"), fields.get("upload_id")
-    if not isinstance(name, str) or not isinstance(upload_id, str):
-        field = "upload_id" if isinstance(name, str) else "name"
-        raise InvalidRequestError(
-            "Send 'name' and the 'upload_id' of a completed upload.", param=field, code="missing_value"
-        )
-    archive = await services.uploads.file(tenant, upload_id)
-    return await services.onboarding.accept(tenant, check_name(name), archive, actor=caller.actor)
+    sent = await read_json(request, FromUpload)
+    name = check_name(sent.name)
+    archive = await services.uploads.file(tenant, sent.upload_id)
+    return await services.onboarding.accept(tenant, name, archive, actor=caller.actor)
 
 
 async def _warm(services: Services, version: AdapterVersion) -> None:

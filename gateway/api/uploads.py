@@ -3,11 +3,12 @@
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from adapters.registry import Scope
+from gateway.api.json_body import read_json
 from gateway.errors import InvalidRequestError
 from gateway.multipart import receive_form
 from gateway.services import CallerDep, ServicesDep
@@ -28,14 +29,15 @@ class NewUpload(BaseModel):
 class Completion(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
-    part_ids: Annotated[list[str], Field(min_length=1, max_length=10_000)]
+    part_ids: Annotated[list[str], Field(min_length=1, max_length=1000)]
     md5: str | None = None
 
 
 @router.post("")
-async def create_upload(caller: CallerDep, services: ServicesDep, new: Annotated[NewUpload, Body()]) -> dict[str, Any]:
-    """Begin an upload of a known size."""
+async def create_upload(request: Request, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """Begin an upload of a known size: `filename`, `bytes`, `mime_type`, `purpose`."""
     tenant = caller.require(Scope.ADAPTERS_WRITE)
+    new = await read_json(request, NewUpload)
     return upload_object(
         await services.uploads.create(
             tenant.name, filename=new.filename, bytes=new.bytes, mime_type=new.mime_type, purpose=new.purpose
@@ -58,11 +60,10 @@ async def add_part(upload_id: str, request: Request, caller: CallerDep, services
 
 
 @router.post("/{upload_id}/complete")
-async def complete_upload(
-    upload_id: str, caller: CallerDep, services: ServicesDep, completion: Annotated[Completion, Body()]
-) -> dict[str, Any]:
-    """Put the parts together in the order given."""
+async def complete_upload(upload_id: str, request: Request, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """Put the parts together in the order of the body's `part_ids`."""
     tenant = caller.require(Scope.ADAPTERS_WRITE)
+    completion = await read_json(request, Completion)
     return upload_object(
         await services.uploads.complete(tenant.name, upload_id, completion.part_ids, md5=completion.md5)
     )

@@ -328,6 +328,35 @@ async def test_a_body_that_is_no_form_is_refused(acme: httpx.AsyncClient) -> Non
         assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "param"), [({}, "version"), ({"version": "x"}, "version"), ({"version": 1, "x": 1}, "x"), ([], None)]
+)
+async def test_a_promotion_that_cannot_be_read_names_the_field(
+    acme: httpx.AsyncClient, folder: Path, body: object, param: str | None
+) -> None:
+    await push(acme, folder)
+    answer = await acme.post("/v1/adapters/support/promote", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_a_stranger_is_refused_before_its_body_is_read(gateway: Gateway) -> None:
+    sent: list[int] = []
+
+    async def endless() -> AsyncIterator[bytes]:
+        for piece in range(1000):
+            sent.append(piece)
+            yield b" " * 10_000
+
+    async with gateway.anonymous({"content-type": "application/json"}) as client:
+        for path in ("/v1/adapters", "/v1/uploads", "/v1/adapters/support/promote"):
+            answer = await client.post(path, content=endless())
+            assert answer.status_code == 401
+    async with await gateway.client() as client:
+        answer = await client.post("/v1/uploads", content=endless())
+        assert answer.status_code == 413
+    assert len(sent) < 50
+
+
 class TestLimits:
     """Over a socket, where lengths can lie and clients can leave."""
 
