@@ -108,23 +108,31 @@ def _content_text(content: Any) -> str:
 def answer_of(id_: str, voice: Voice, body: Json, *, default_tokens: int, context_tokens: int) -> Answer:
     """The choice this voice gives: its text cut at max_tokens and stop strings, or repeated under `ignore_eos`.
 
-    Raises BadRequestError when prompt and answer do not fit the context.
+    Raises BadRequestError when the prompt or the wanted answer alone exceeds the context.
     """
     prompt = len(prompt_token_ids(body))
-    limit = next(
+    wanted = next(
         (
             body[key]
             for key in ("max_completion_tokens", "max_tokens", "max_output_tokens")
             if body.get(key) is not None
         ),
-        min(default_tokens, context_tokens - prompt),
+        default_tokens,
     )
-    if prompt + limit > context_tokens:
+    if wanted > context_tokens and wanted != default_tokens:
         raise BadRequestError(
-            f"This model's maximum context length is {context_tokens} tokens. However, you requested {limit} output "
-            f"tokens and your prompt contains {prompt} input tokens. Please reduce the length.",
+            f"max_tokens={wanted} cannot be greater than max_model_len={context_tokens}. "
+            "Please request fewer output tokens.",
+            "max_tokens",
+        )
+    if prompt > context_tokens:
+        raise BadRequestError(
+            f"This model's maximum context length is {context_tokens} tokens. However, your prompt contains {prompt} "
+            "input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the "
+            "input prompt.",
             "input_tokens",
         )
+    limit = min(wanted, context_tokens - prompt)  # cut without a word, as vLLM does
     stops = [body["stop"]] if isinstance(body.get("stop"), str) else body.get("stop") or []
     text = voice.text
     for stop in stops:

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import getpass
 import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +192,9 @@ class EngineProcess:
         scratch = leftovers.make_scratch()
         leftovers.write_record(self._record, replace(leftovers.Record.mine(), scratch=str(scratch)))
         environment = engine_environment(self.profile, os.environ, preload=find_preloads(self.profile))
+        # Where torch would keep it without a TMPDIR of ours: compiled code is worth keeping.
+        compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
         return environment | {"TMPDIR": str(scratch), leftovers.MARK: str(self.socket)}
 
     async def _until_healthy(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import orjson
 import psutil
 import pytest
+import pytest_asyncio
 
 from gateway.engines.leftovers import processes_of
 from gateway.engines.process import EngineProcess
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope=
 NAME = "acme/support@1-5e1f0001"
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def restoring(
     engine_process: EngineProcess, base_model: Path, adapter_folder: Path
 ) -> AsyncIterator[EngineProcess]:

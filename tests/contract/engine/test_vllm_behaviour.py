@@ -119,10 +119,26 @@ async def test_the_responses_api_streams_typed_events_without_done(engine: Engin
     assert found[-1]["response"]["model"] == "base"
 
 
-async def test_a_prompt_beyond_the_context_is_told_as_such(engine: Engine) -> None:
-    status, body = await ask(engine, COMPLETION, {"model": "base", "prompt": [5] * 2047, "max_tokens": 50})
-    assert status == 400
-    assert "context length" in body["error"]["message"]
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"prompt": [5] * 2049}, "input_tokens", "maximum context length"),
+        ({"max_tokens": 2049}, "max_tokens", "cannot be greater than"),
+    ],
+)
+async def test_a_request_beyond_the_context_is_told_as_such(
+    engine: Engine, change: dict[str, Any], param: str, words: str
+) -> None:
+    status, body = await ask(engine, COMPLETION, {"model": "base", "prompt": "Hi", "max_tokens": 5, **change})
+    assert (status, body["error"]["param"]) == (400, param)
+    assert words in body["error"]["message"]
+
+
+async def test_an_answer_that_does_not_fit_beside_its_prompt_is_cut(engine: Engine) -> None:
+    body = {"model": "base", "prompt": [5] * 2045, "max_tokens": 50, "ignore_eos": True}
+    _, answer = await ask(engine, COMPLETION, body)
+    assert answer["usage"]["total_tokens"] == 2048
+    assert answer["choices"][0]["finish_reason"] == "length"
 
 
 async def test_prompt_logprobs_begin_with_null_and_are_keyed_by_token_id(engine: Engine) -> None:
@@ -158,7 +174,8 @@ async def test_the_stand_in_engine_says_nothing_that_vllm_does_not_say(engine: E
         ("/v1/responses", {"model": "base", "input": "Hi", "max_output_tokens": 4}),
         ("/tokenize", {"model": "base", "prompt": "Hi"}),
         (CHAT, {"model": "none", **HI}),
-        (COMPLETION, {"model": "base", "prompt": [5] * 2040, "max_tokens": 50}),
+        (COMPLETION, {"model": "base", "prompt": [5] * 2049, "max_tokens": 5}),
+        (COMPLETION, {"model": "base", "prompt": [5], "max_tokens": 2049}),
     ):
         (real_status, real), (status, said) = await ask(engine, path, body), await ask(echo, path, body)
         assert status == real_status, path

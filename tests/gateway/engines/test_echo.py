@@ -88,10 +88,23 @@ async def test_ignoring_the_end_fills_the_token_limit() -> None:
     assert body["usage"]["completion_tokens"] == 64
 
 
-async def test_a_request_beyond_the_context_is_a_bad_request() -> None:
-    status, body = await post(EchoEngine(context_tokens=100), CHAT, {"model": "base", **HI, "max_tokens": 100})
+@pytest.mark.parametrize(
+    ("change", "param"), [({"max_tokens": 101}, "max_tokens"), ({"prompt": [5] * 101}, "input_tokens")]
+)
+async def test_a_request_beyond_the_context_is_a_bad_request(change: dict[str, Any], param: str) -> None:
+    status, body = await post(
+        EchoEngine(context_tokens=100), "/v1/completions", {"model": "base", "prompt": [5], **change}
+    )
     assert status == 400
     assert body["error"]["type"] == "BadRequestError"
+    assert body["error"]["param"] == param
+
+
+async def test_an_answer_that_does_not_fit_beside_its_prompt_is_cut() -> None:
+    body = {"model": "base", "prompt": [5] * 97, "max_tokens": 50}
+    _, answer = await post(EchoEngine(context_tokens=100), "/v1/completions", body)
+    assert answer["usage"]["total_tokens"] == 100
+    assert answer["choices"][0]["finish_reason"] == "length"
 
 
 async def test_prompt_logprobs_depend_on_the_adapter_and_not_on_its_name(tmp_path: Path) -> None:
