@@ -6,7 +6,16 @@ from typing import Annotated, Any
 import typer
 
 from adapters.registry import ApiKey, Scope, Tenant
-from gateway.cli.common import HELP, JsonOption, local_registry, out, print_json, print_table, when
+from gateway.cli.common import (
+    HELP,
+    JsonOption,
+    let_the_gateway_notice,
+    local_registry,
+    out,
+    print_json,
+    print_table,
+    when,
+)
 from gateway.settings import Settings
 
 DAY_S = 86400
@@ -33,7 +42,9 @@ def create_tenant(
     json: JsonOption = False,
 ) -> None:
     """Create a tenant. Give it a key next: lorikeet keys create --tenant NAME"""
-    tenant = local_registry(Settings()).create_tenant(name, max_in_flight=max_in_flight, weight=weight)
+    settings = Settings()
+    tenant = local_registry(settings).create_tenant(name, max_in_flight=max_in_flight, weight=weight)
+    let_the_gateway_notice(settings)
     if json:
         print_json(tenant_document(tenant))
     else:
@@ -84,7 +95,9 @@ def create_key(
         raise typer.BadParameter("'admin' is for operator's keys, which have no tenant", param_hint="--scope")
     scopes = scope or [Scope.INFERENCE, Scope.ADAPTERS_READ]
     expires_at = time.time() + expires_days * DAY_S if expires_days else None
-    key, plaintext = local_registry(Settings()).create_key(tenant, scopes, name=name, expires_at=expires_at)
+    settings = Settings()
+    key, plaintext = local_registry(settings).create_key(tenant, scopes, name=name, expires_at=expires_at)
+    let_the_gateway_notice(settings)
     if json:
         print_json(key_document(key) | {"key": plaintext})
         return
@@ -127,7 +140,9 @@ def revoke_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="From `lorikeet keys list`.")], json: JsonOption = False
 ) -> None:
     """Revoke a key for good. Requests that already run with it end normally."""
-    key = local_registry(Settings()).revoke_key(key_id)
+    settings = Settings()
+    key = local_registry(settings).revoke_key(key_id)
+    let_the_gateway_notice(settings)
     if json:
         print_json(key_document(key))
     else:

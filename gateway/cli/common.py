@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adapters.registry import Registry, load_secret, open_database
+from gateway import daemon
 from gateway.client import CommandError, GatewayClient, gateway_url, no_key_message, read_operator_key
 from gateway.settings import Settings
 
@@ -65,6 +66,12 @@ def local_registry(settings: Settings) -> Registry:
     """The registry the settings name; it is made where there is none yet. Raises DatabaseError."""
     home = settings.home.create()
     return Registry(open_database(settings.registry_url), secret=load_secret(home.secret))
+
+
+def let_the_gateway_notice(settings: Settings) -> None:
+    """Return when this machine's gateway, if it runs, has read the registry again: the next command may rely on it."""
+    if daemon.find(settings.home) is not None:
+        time.sleep(2 * settings.refresh_s)
 
 
 def tenant_client(settings: Settings, key: str | None, tenant: str | None) -> closing[GatewayClient]:

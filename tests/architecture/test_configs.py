@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from adapters.base import load_spec
+from adapters.promotion import load_policy
 from gateway.engines.profile import load_profile
 from gateway.settings import Settings
 from loadtests.scenario import load_scenario
@@ -34,6 +35,7 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "configs/bases": load_spec,
     "configs/data": load_data_spec,
     "configs/engines": load_profile,
+    "configs/promotion.yaml": load_policy,
     "configs/loadtests": load_scenario,
     "configs/train": load_train_config,
 }

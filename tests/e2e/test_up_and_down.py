@@ -1,0 +1,121 @@
+"""`lorikeet up` and `lorikeet down` with the real engine: a real answer at the end of one, nothing left after the other."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Machine:
+    """A data folder of its own, on which commands are typed."""
+
+    def __init__(self, home: Path, base: Path) -> None:
+        self.home = home
+        self.environment = os.environ | {
+            "LORIKEET_HOME": str(home),
+            "LORIKEET_PORT": str(free_port()),
+            "LORIKEET_BASE": str(base),
+            "LORIKEET_ENGINE": "test",
+        }
+
+    def run(self, *arguments: str, expect: int = 0) -> str:
+        command = [sys.executable, "-m", "lorikeet", *arguments]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.run(*arguments, "--json"))
+
+    def processes(self) -> list[int]:
+        """Whoever has this data folder in its environment or its arguments, the test itself aside."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                words = [*process.cmdline(), *process.environ().values()]
+            except psutil.Error:
+                continue
+            if process.pid != os.getpid() and any(str(self.home) in word for word in words):
+                found.append(process.pid)
+        return found
+
+
+@pytest.fixture
+def machine(tmp_path: Path, base_model: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path / "home", base_model)
+    yield made
+    made.run("down")
+
+
+def test_up_ends_with_a_real_answer_and_down_leaves_nothing(machine: Machine) -> None:
+    shared_before = set(SHARED_MEMORY.iterdir())
+    first = machine.json("up")
+    assert first["ready"]
+    assert first["started"]
+    assert (first["tenant"], first["key"][:3]) == ("default", "lk-")
+    answer = httpx.post(
+        f"{first['url']}/v1/chat/completions",
+        headers={"authorization": f"Bearer {first['key']}"},
+        json={
+            "model": first["base_model"],
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 16,
+            "temperature": 0,
+        },
+        timeout=120,
+    )
+    assert "Paris" in answer.json()["choices"][0]["message"]["content"]
+    assert machine.json("status")["engines"][0]["state"] == "ready"
+
+    again = machine.json("up")
+    assert not again["started"]
+    assert "key" not in again
+
+    stopped = machine.json("down")
+    assert (stopped["stopped"], stopped["killed"], stopped["left"]) == (True, 0, [])
+    assert machine.processes() == []
+    assert list((machine.home / "run").iterdir()) == []
+    assert set(SHARED_MEMORY.iterdir()) <= shared_before
+
+
+def test_down_ends_the_engine_of_a_gateway_that_was_killed(machine: Machine) -> None:
+    machine.run("up")
+    pid = json.loads((machine.home / "run" / "gateway.pid").read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    machine.json("down")
+    deadline = time.monotonic() + 10
+    while machine.processes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert machine.processes() == []
+    assert list((machine.home / "run").iterdir()) == []
+
+
+def test_a_gateway_that_cannot_start_says_why_and_leaves_nothing(machine: Machine) -> None:
+    machine.environment["LORIKEET_ENGINE"] = "no-such-profile"
+    done = subprocess.run(
+        [sys.executable, "-m", "lorikeet", "up"], env=machine.environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "no-such-profile" in done.stderr
+    assert "Traceback" not in done.stderr.split("--- the end of")[0]
+    assert machine.processes() == []

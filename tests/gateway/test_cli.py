@@ -1,0 +1,178 @@
+"""The commands, against a whole gateway that listens on loopback: registry, blobs and HTTP are real, the model is not."""
+
+import asyncio
+import json
+import zipfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from gateway.cli.adapters import zip_adapter
+from gateway.cli.running import curl_line, look
+from gateway.client import CommandError, RefusedError
+from lorikeet import app
+from tests.factories import make_adapter
+from tests.gateway.conftest import Gateway, listening
+
+Run = Callable[..., Awaitable[Result]]
+
+
+@pytest.fixture
+async def url(gateway: Gateway) -> AsyncIterator[str]:
+    async with listening(gateway.app) as address:
+        yield address
+
+
+@pytest.fixture
+def run(url: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`lorikeet …` as the operator of this gateway would type it."""
+    monkeypatch.setenv("LORIKEET_HOME", str(gateway.settings.home.root))
+    monkeypatch.setenv("LORIKEET_URL", url)
+    monkeypatch.delenv("LORIKEET_API_KEY", raising=False)
+
+    async def invoke(*arguments: object) -> Result:
+        result = await asyncio.to_thread(lambda: CliRunner().invoke(app, [str(argument) for argument in arguments]))
+        await gateway.services.directory.refresh()  # else a moment later, by itself
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def adapter(gateway: Gateway, tmp_path: Path) -> Path:
+    return make_adapter(tmp_path / "adapter", gateway.base)
+
+
+def document(result: Result) -> Any:
+    """The one JSON document on standard output."""
+    assert result.exit_code == 0, (result.output, result.exception)
+    return json.loads(result.stdout)
+
+
+async def test_an_adapter_goes_from_folder_to_production_and_back_by_commands_alone(
+    run: Run, gateway: Gateway, adapter: Path, tmp_path: Path
+) -> None:
+    assert document(await run("tenants", "create", "acme", "--json"))["name"] == "acme"
+    first = document(await run("push", adapter, "--name", "support", "--json"))
+    assert (first["adapter"], first["version"], first["status"]) == ("support", 1, "ready")
+    other = make_adapter(tmp_path / "other", gateway.base, seed=7)
+    second = document(await run("push", other, "--name", "support", "--json"))
+    assert second["version"] == 2
+    assert document(await run("adapters", "--json"))["data"][0]["production"] == 1
+    assert document(await run("promote", "support@2", "--json"))["production"] == 2
+    assert document(await run("rollback", "support", "--json"))["production"] == 1
+    versions = document(await run("adapters", "support", "--json"))["data"]
+    assert [version["version"] for version in versions] == [2, 1]
+
+
+async def test_listings_are_tables_for_people(run: Run, adapter: Path) -> None:
+    await run("tenants", "create", "acme")
+    assert "support@1 is ready" in (await run("push", adapter, "--name", "support")).stdout
+    for arguments, shown in (
+        (("tenants", "list"), "acme"),
+        (("adapters",), "support"),
+        (("adapters", "support"), "support@1"),
+        (("keys", "list"), "(operator)"),
+        (("engine",), "echo"),
+        (("status",), "is ready"),
+    ):
+        result = await run(*arguments)
+        assert result.exit_code == 0
+        assert shown in result.stdout
+
+
+async def test_a_refused_upload_shows_every_fault_with_its_fix(run: Run, adapter: Path) -> None:
+    await run("tenants", "create", "acme")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True, "bias": "all"}))
+    result = await run("push", adapter, "--name", "support")
+    assert isinstance(result.exception, RefusedError)
+    assert result.exception.status == 422
+    for fault in result.exception.faults:
+        assert fault.code in result.stderr
+    as_json = await run("push", adapter, "--name", "support", "--json")
+    assert as_json.exit_code != 0
+    assert {fault["code"] for fault in json.loads(as_json.stdout)["error"]["faults"]} == {
+        fault.code for fault in result.exception.faults
+    }
+
+
+async def test_a_key_is_shown_once_and_ends_when_it_is_revoked(run: Run) -> None:
+    await run("tenants", "create", "acme")
+    created = document(
+        await run("keys", "create", "--tenant", "acme", "--scope", "inference", "--scope", "adapters:write", "--json")
+    )
+    assert created["key"].startswith("lk-")
+    assert created["scopes"] == ["adapters:write", "inference"]
+    listed = await run("keys", "list", "--json")
+    assert created["key"] not in listed.stdout
+    assert created["id"] in {key["id"] for key in document(listed)["data"]}
+    assert document(await run("keys", "revoke", created["id"], "--json"))["revoked_at"] is not None
+    refused = await run("adapters", "--key", created["key"])
+    assert isinstance(refused.exception, RefusedError)
+    assert refused.exception.status == 401
+
+
+async def test_a_tenants_own_key_needs_no_tenant_named(run: Run, gateway: Gateway, adapter: Path) -> None:
+    key = await gateway.key("acme")
+    await gateway.key("globex")
+    document(await run("push", adapter, "--name", "support", "--key", key, "--json"))
+    assert document(await run("adapters", "--key", key, "--json"))["data"][0]["tenant"] == "acme"
+
+
+async def test_with_several_tenants_the_operator_must_say_which(run: Run, gateway: Gateway) -> None:
+    await gateway.key("acme")
+    await gateway.key("globex")
+    result = await run("adapters")
+    assert isinstance(result.exception, CommandError)
+    assert "acme, globex" in str(result.exception)
+    assert document(await run("adapters", "--tenant", "globex", "--json"))["data"] == []
+
+
+async def test_an_operators_key_is_never_made_by_leaving_something_out(run: Run) -> None:
+    assert (await run("keys", "create")).exit_code == 2
+    assert (await run("keys", "create", "--tenant", "acme", "--scope", "admin")).exit_code == 2
+
+
+async def test_promote_wants_a_version(run: Run) -> None:
+    assert (await run("promote", "support")).exit_code == 2
+
+
+async def test_the_status_document_has_exactly_the_promised_fields(run: Run) -> None:
+    found = document(await run("status", "--json"))
+    assert list(found) == ["url", "ready", "base_model", "engines"]
+    assert [list(engine) for engine in found["engines"]] == [["id", "state", "slots", "resident"]]
+
+
+async def test_an_engine_that_is_not_ready_makes_status_exit_with_one(run: Run, gateway: Gateway, url: str) -> None:
+    gateway.host.state = "restarting"
+    assert (await run("status")).exit_code == 1
+    assert "restarting" in await asyncio.to_thread(look, url)
+    gateway.host.state = "ready"
+    assert await asyncio.to_thread(look, url) == "Ready"
+
+
+def test_only_the_adapters_own_files_are_sent_unless_one_is_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "README.md"):
+        (folder / name).write_bytes(b"x")
+    assert zipfile.ZipFile(zip_adapter(folder, tmp_path / "a.zip")).namelist() == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    (folder / "adapter_model.safetensors").unlink()
+    assert "optimizer.pt" in zipfile.ZipFile(zip_adapter(folder, tmp_path / "b.zip")).namelist()
+
+
+def test_an_empty_folder_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="no files"):
+        zip_adapter(tmp_path, tmp_path.parent / "empty.zip")
+
+
+def test_the_curl_line_holds_the_key_when_there_is_one_to_show() -> None:
+    assert "'Authorization: Bearer lk-x'" in curl_line("http://h", "lk-x", "M")
+    assert '"Authorization: Bearer $LORIKEET_API_KEY"' in curl_line("http://h", None, "M")
