@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
 
-from adapters.validation import EngineLimits
 from fastapi import Depends
 from starlette.requests import Request
 
@@ -18,6 +17,7 @@ from adapters.blobs import BlobStore, materialise
 from adapters.database import open_database
 from adapters.home import Home
 from adapters.registry import AdapterVersion, Registry, Scope, load_secret
+from adapters.validation import EngineLimits
 from gateway.admission import Admission, Scheduler
 from gateway.canary import Canary, reference_file
 from gateway.directory import Directory
@@ -194,6 +194,7 @@ async def open_services(settings: Settings, make_host: MakeHost | None = None) -
             tasks.start(directory.follow(settings.refresh_s), name="directory")
             tasks.start(residency.run(), name="residency")
             tasks.start(onboarding.run(), name="onboarding")
+            tasks.start(services.uploads.run(), name="uploads")
             for replica in fleet.replicas:
                 tasks.start(canary.watch(replica), name=f"canary {replica.id}")
             yield services

@@ -4,10 +4,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
+import openai
 import pytest
 
 from adapters.base import read_base
@@ -437,3 +438,26 @@ async def test_an_upload_is_its_tenants_own(gateway: Gateway, acme: httpx.AsyncC
         answer = await globex.post("/v1/adapters", json={"name": "support", "upload_id": upload["id"]})
         assert answer.status_code == 404
     assert (await acme.post(f"/v1/uploads/{upload['id']}/cancel")).json()["status"] == "cancelled"
+
+
+async def test_the_official_client_uploads_in_parts(gateway: Gateway, folder: Path) -> None:
+    raw = zip_folder(folder)
+    transport = httpx.ASGITransport(gateway.app)
+    async with httpx.AsyncClient(transport=transport) as http:
+        client = openai.AsyncOpenAI(base_url="http://l/v1", api_key=await gateway.key(), http_client=cast("Any", http))
+        upload = await client.uploads.upload_file_chunked(
+            file=raw,
+            filename="support.zip",
+            bytes=len(raw),
+            mime_type="application/zip",
+            purpose=cast("Any", "adapter"),
+            part_size=4000,
+        )
+        assert upload.status == "completed"
+        answer = await client.post(
+            "/adapters",
+            cast_to=httpx.Response,
+            body={"name": "support", "upload_id": upload.id},
+            options={"params": WAIT},
+        )
+        assert answer.json()["status"] == "ready"
