@@ -10,13 +10,13 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from adapters.archive import UploadLimits, unpack
 from adapters.base import BaseModelInfo
 from adapters.blobs import BlobStore
-from adapters.errors import BlobError, Fault, NotFoundError
+from adapters.errors import AdapterError, ConflictError, Fault, NotFoundError
 from adapters.home import Home
 from adapters.names import check_name
 from adapters.peft_format import FILES, WEIGHTS_FILE
@@ -199,9 +199,10 @@ class Onboarding:
         ]
         oldest = time.time() - QUARANTINE_TTL_S
         for folder in (*self._home.quarantine.glob("*"), *strangers):
-            if folder.stat().st_mtime < oldest:
-                shutil.rmtree(folder, ignore_errors=True)
-                logger.info("leftover removed", extra={"folder": folder.name})
+            with suppress(FileNotFoundError):
+                if folder.stat().st_mtime < oldest:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    logger.info("leftover removed", extra={"folder": folder.name})
 
     # Probing
 
@@ -238,9 +239,9 @@ class Onboarding:
             )
             if result.faults:
                 await replica.residency.forget(version.engine_name)
-        except NotFoundError:  # deleted meanwhile
+        except (NotFoundError, ConflictError):  # deleted meanwhile, or settled by another gateway
             return None
-        except (GatewayError, BlobError) as exc:
+        except (GatewayError, AdapterError) as exc:
             return await self._failed(key, str(exc))
         except Exception as exc:
             logger.exception("probe failed")
@@ -286,6 +287,6 @@ class Onboarding:
         try:
             note = {"interrupted": reason, "attempts": attempts}
             await asyncio.to_thread(self._registry.set_status, *key, VersionStatus.VALIDATED, probe=note)
-        except NotFoundError:
-            pass
+        except AdapterError:
+            logger.info("probe's end not recorded", extra={"adapter": name}, exc_info=True)
         return None

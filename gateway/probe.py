@@ -29,6 +29,8 @@ NOT_JSON = "JSON compliant"  # vLLM's 400 for NaN and infinite log-probabilities
 MASKED = -9999.0  # what vLLM writes for minus infinity
 SCALE_SLACK = 0.25  # how far from 1 the measured strength may be, beside what noise explains
 NOISE_SIGMAS = 2.0
+MAX_GOLDEN_TOKENS = 1024  # prompt and answer: the engine holds a row of the vocabulary's size for each
+LEAST_LOGPROB = -1e4
 
 Logprobs = Sequence[float]
 
@@ -48,7 +50,7 @@ async def probe_adapter(
 
     Raises EngineError when the engine cannot be asked, or answers nonsense for the base itself: no verdict on the adapter.
     """
-    goldens = goldens[: settings.goldens]
+    goldens = [golden for golden in goldens if _tokens(golden) <= MAX_GOLDEN_TOKENS][: settings.goldens]
     prompts: list[str | list[int]] = [
         golden.prompt_token_ids + golden.completion_token_ids for golden in goldens
     ] or list(PROMPTS)
@@ -101,13 +103,12 @@ def judge_goldens(
         "tokens": len(served),
         "tolerance": settings.tolerance,
     }
-    if not len(served) == len(served_base) == len(wanted) == len(wanted_base) or not all(
-        map(math.isfinite, (*wanted, *wanted_base))
-    ):
+    counts = {len(served), len(served_base), len(wanted), len(wanted_base)}
+    if len(counts) > 1 or not all(LEAST_LOGPROB < value <= 1e-3 for value in (*wanted, *wanted_base)):
         fault = _fault(
             "invalid_goldens",
             f"The goldens hold {len(wanted)} and {len(wanted_base)} log-probabilities for {len(served)} tokens, or some that "
-            "are not numbers.",
+            "are no log-probabilities.",
             "Export the adapter again with `lorikeet train`, which writes one log-probability per completion token.",
         )
         return ProbeResult((fault,), numbers)
@@ -121,7 +122,7 @@ def judge_goldens(
         [a - b for a, b in zip(served, served_base, strict=True)],
         [a - b for a, b in zip(wanted, wanted_base, strict=True)],
     )
-    numbers |= {"scale": scale, "scale_error": error}
+    numbers |= {"scale": scale, "scale_error": error if math.isfinite(error) else None}
     if base_deviation > settings.tolerance:
         fault = _fault(
             "base_mismatch",
@@ -202,6 +203,10 @@ def _refusal(status: int, raw: bytes) -> Exception:
     except (orjson.JSONDecodeError, LookupError, TypeError):
         message = raw[:200].decode("utf-8", "replace")
     return EngineUnavailableError(message) if status >= 500 else EngineAnswerError(status, message)
+
+
+def _tokens(golden: Golden) -> int:
+    return len(golden.prompt_token_ids) + len(golden.completion_token_ids)
 
 
 def _flat(rows: Sequence[Logprobs]) -> list[float]:

@@ -1,5 +1,6 @@
 """Judging what an engine says about an adapter."""
 
+import json
 import math
 import random
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from gateway.settings import ProbeSettings
 
 SETTINGS = ProbeSettings()
 RANDOM = random.Random(7)
-BASE = [RANDOM.uniform(-4, 0) for _ in range(60)]
+BASE = [RANDOM.uniform(-8, -4) for _ in range(60)]
 EFFECT = [RANDOM.gauss(0, 0.8) for _ in range(60)]
 
 
@@ -104,8 +105,25 @@ def test_answers_that_are_not_numbers_are_refused(broken: float) -> None:
 def test_goldens_that_do_not_fit_their_tokens_are_refused() -> None:
     short = golden(served(1.0), BASE).model_copy(update={"base_logprobs": BASE[:3]})
     assert codes(judge_goldens(served(1.0), BASE, [short], settings=SETTINGS)) == ["invalid_goldens"]
-    nan = golden([math.nan] * 60, BASE)
-    assert codes(judge_goldens(served(1.0), BASE, [nan], settings=SETTINGS)) == ["invalid_goldens"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.5, 1e300, -1e300])
+def test_goldens_that_are_no_log_probabilities_are_refused(value: float) -> None:
+    odd = golden([value] * 60, BASE)
+    assert codes(judge_goldens(served(1.0), BASE, [odd], settings=SETTINGS)) == ["invalid_goldens"]
+
+
+@given(values=st.lists(st.tuples(*[st.floats(-9000, 0)] * 4), min_size=1, max_size=20))
+def test_the_numbers_of_every_verdict_can_be_written_as_json(values: list[tuple[float, float, float, float]]) -> None:
+    said, base, wanted, wanted_base = (list(column) for column in zip(*values, strict=True))
+    result = judge_goldens(said, base, [golden(wanted, wanted_base)], settings=SETTINGS)
+    json.dumps(result.numbers, allow_nan=False)
+
+
+async def test_goldens_too_long_for_a_probe_are_left_out(folder: Path) -> None:
+    long = golden([-1.0] * 1100, [-2.0] * 1100)
+    result = await probe(EchoEngine(), folder, [long])
+    assert result.numbers["method"] == "prompts"
 
 
 @given(
