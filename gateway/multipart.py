@@ -1,12 +1,12 @@
 """Receive a multipart form: files go to disk as they arrive, fields stay small, limits hold while the bytes come in."""
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import anyio.to_thread
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
@@ -62,8 +62,8 @@ async def _feed(receiver: "_Receiver", boundary: bytes, chunks: AsyncIterator[by
             raise BodyTooLargeError(max_bytes)
         parser.write(chunk)
         if receiver.waiting_bytes >= WRITE_BYTES:
-            await anyio.to_thread.run_sync(receiver.write_waiting)
-    await anyio.to_thread.run_sync(receiver.write_waiting)
+            await asyncio.to_thread(receiver.write_waiting)
+    await asyncio.to_thread(receiver.write_waiting)
     if not receiver.ended:
         raise InvalidRequestError("The multipart body ends before its closing boundary.", code="incomplete_body")
 
