@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import orjson
 from aiohttp import web
@@ -56,11 +56,12 @@ class FakeServer:
         headers = {"x-lorikeet-adapter": f"{body['model']}@1", "x-lorikeet-queue-ms": "12.5"}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        for part in self.script(body):
-            if isinstance(part, float):
-                await asyncio.sleep(part)
-            else:
-                await response.write(part)
+        with suppress(ConnectionResetError):  # the client left
+            for part in self.script(body):
+                if isinstance(part, float):
+                    await asyncio.sleep(part)
+                else:
+                    await response.write(part)
         return response
 
     async def _wait_out_the_freeze(self) -> None:

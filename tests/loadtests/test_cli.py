@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +101,13 @@ def test_a_dry_run_shows_the_plan_and_sends_nothing(threaded_server: FakeServer,
 
 
 def test_an_interrupted_run_writes_what_there_is(threaded_server: FakeServer, tmp_path: Path) -> None:
-    threaded_server.script = lambda body: [*GOOD] if len(threaded_server.requests) < 20 else [ROLE, 30.0]
-    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    def answer_nineteen(_: object) -> list[bytes | float]:
+        if len(threaded_server.requests) == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        return GOOD if len(threaded_server.requests) < 20 else [ROLE, 60.0]
+
+    threaded_server.script = answer_nineteen
     result = invoke(threaded_server, tmp_path, phases=[{"name": "steady", "duration_s": 30}])
-    timer.cancel()
     assert result.exit_code == 3, result.output
     assert "UNDECIDED" in result.output
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["interrupted"] is True
