@@ -34,6 +34,7 @@ class Departures:
         self._fleet = fleet
         self._storing = storing
         self.grace_s = grace_s
+        self.ask_again_s = ASK_AGAIN_S
         self._leaving: asyncio.Queue[AdapterVersion] = asyncio.Queue()
 
     def add(self, versions: Iterable[AdapterVersion]) -> None:
@@ -74,7 +75,7 @@ class Departures:
                             break
                 except GatewayError:
                     logger.info("engine away, departure waits", extra={"adapter": name, "engine": replica.id})
-                await asyncio.sleep(ASK_AGAIN_S)
+                await asyncio.sleep(self.ask_again_s)
 
     def _remove_files(self, version: AdapterVersion) -> None:
         shutil.rmtree(self._home.versions / version.engine_name, ignore_errors=True)
