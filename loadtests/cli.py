@@ -28,7 +28,7 @@ from loadtests.summary import Summary, describe_judgement, format_s, summary_jso
 USAGE = 2  # exit code: nothing was measured, because the scenario, the records or the server address are wrong
 COLOURS = {Verdict.PASS: "green", Verdict.MISSED: "red", Verdict.UNDECIDED: "yellow", Verdict.VOID: "magenta"}
 
-app = typer.Typer(no_args_is_help=True, help="Measure P95 under load, with an exit code.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 T = TypeVar("T")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")]
@@ -38,8 +38,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as o
 def _loadtest() -> None:
     """Measure P95 under load, with an exit code.
 
-    Exit codes: 0 every objective met · 1 an objective missed · 2 wrong usage, or no server ·
-    3 undecided (too few samples, or interrupted) · 4 void: the load generator itself was the bottleneck.
+    Exit codes: 0 every objective met; 1 an objective missed; 2 wrong usage, or no server to measure;
+    3 undecided (too few samples, or interrupted); 4 void (the load generator itself was the bottleneck).
     """
 
 

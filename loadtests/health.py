@@ -23,7 +23,7 @@ BEAT_S = 0.01  # 100 wake-ups a second cost about half a percent of a core and s
 class Pulse:
     """Loop lag and CPU time over a run."""
 
-    at_s: list[float] = field(default_factory=list)
+    at_s: list[float] = field(default_factory=list)  # when each beat was due
     lag_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
 
@@ -32,10 +32,17 @@ class Pulse:
         while True:
             due_s = clock() + BEAT_S
             await asyncio.sleep(BEAT_S)
-            now_s = clock()
-            self.at_s.append(now_s)
+            self.note(due_s, clock(), time.process_time())
+
+    def note(self, due_s: float, now_s: float, cpu_s: float) -> None:
+        """A stall is noted once for each beat it swallowed, or a second's stall would be one value among thousands."""
+        while True:
+            self.at_s.append(due_s)
             self.lag_s.append(max(0.0, now_s - due_s))
-            self.cpu_s.append(time.process_time())
+            self.cpu_s.append(cpu_s)
+            due_s += BEAT_S
+            if due_s > now_s:
+                return
 
 
 def assess(
