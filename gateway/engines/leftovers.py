@@ -17,7 +17,7 @@ import psutil
 
 MARK = "LORIKEET_ENGINE_SOCKET"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-_SEGMENT_PREFIX = "psm_"  # multiprocessing.shared_memory, 160 to 250 MB each in vLLM
+_OWN_PREFIXES = ("psm_", "sem.mp-")  # Python's shared memory, 160 to 250 MB each in vLLM, and its semaphores
 _KILL_TIMEOUT_S = 10.0
 
 
@@ -28,19 +28,39 @@ class Record:
     owner_pid: int
     owner_started: float  # unix seconds, as psutil reads it
     scratch: str = ""  # the engine's TMPDIR
-    engine_pid: int | None = None
+    engine_pid: int | None = None  # also its session, which every process of the engine is in
+    engine_started: float = 0.0
     segments: tuple[str, ...] = ()  # names in /dev/shm
 
     @classmethod
     def mine(cls) -> "Record":
         return cls(os.getpid(), psutil.Process().create_time())
 
+    def with_engine(self, pid: int) -> "Record":
+        return replace(self, engine_pid=pid, engine_started=_started(pid) or 0.0)
+
     @property
     def owner_lives(self) -> bool:
-        try:
-            return abs(psutil.Process(self.owner_pid).create_time() - self.owner_started) < 1.0
-        except psutil.Error:
-            return False
+        return _same_start(_started(self.owner_pid), self.owner_started)
+
+    @property
+    def session(self) -> int | None:
+        """The engine's session, unless its number now belongs to a stranger."""
+        if self.engine_pid is None:
+            return None
+        leader = _started(self.engine_pid)
+        return self.engine_pid if leader is None or _same_start(leader, self.engine_started) else None
+
+
+def _started(pid: int) -> float | None:
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
+def _same_start(found: float | None, expected: float) -> bool:
+    return found is not None and abs(found - expected) < 1.0
 
 
 def read_record(path: Path) -> Record | None:
@@ -66,40 +86,55 @@ def make_scratch() -> Path:
     return Path(tempfile.mkdtemp(prefix="lorikeet-"))
 
 
-def processes_of(socket: Path) -> list[psutil.Process]:
-    """Live processes that carry this engine's mark, in whatever process group."""
+def processes_of(socket: Path, session: int | None = None) -> list[psutil.Process]:
+    """Live processes of this engine: those that carry its mark, and those of its session.
+
+    The mark is looked for in the raw bytes: vLLM names its processes by writing over their arguments and environment,
+    and what a parser then takes for the end comes long before it.
+    """
+    mark = f"{MARK}={socket}".encode() + b"\0"
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == str(socket) and process.status() != psutil.STATUS_ZOMBIE:
+            marked = mark in _proc(process.pid, "environ").read_bytes()
+            if (marked or os.getsid(process.pid) == session) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
 
 def segments_of(processes: Iterable[psutil.Process]) -> set[str]:
-    """Shared-memory segments the processes have mapped."""
-    found = set()
+    """Shared memory and semaphores the processes have mapped. Told by inode: glibc maps a semaphore under a passing name."""
+    inodes = set()
     for process in processes:
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines():
-                path = Path(line.split(maxsplit=5)[-1])
-                if path.parent == SHARED_MEMORY and path.name.startswith(_SEGMENT_PREFIX) and " " not in path.name:
-                    found.add(path.name)
+            for line in _proc(process.pid, "maps").read_text(encoding="utf-8", errors="replace").splitlines():
+                if f" {SHARED_MEMORY}/" in line:
+                    inodes.add(int(line.split(maxsplit=5)[4]))
+    found = set()
+    if SHARED_MEMORY.is_dir():
+        for file in SHARED_MEMORY.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if file.name.startswith(_OWN_PREFIXES) and file.stat().st_ino in inodes:
+                    found.add(file.name)
     return found
+
+
+def _proc(pid: int, name: str) -> Path:
+    return Path("/proc") / str(pid) / name
 
 
 def note_segments(record_path: Path, socket: Path) -> None:
     """Write down the engine's shared memory while it still can be seen."""
     record = read_record(record_path)
     if record is not None:
-        found = segments_of(processes_of(socket)) | set(record.segments)
+        found = segments_of(processes_of(socket, record.session)) | set(record.segments)
         write_record(record_path, replace(record, segments=tuple(sorted(found))))
 
 
 def sweep(record_path: Path, socket: Path) -> int:
     """Kill what is left of the engine and remove its socket, scratch folder and shared memory. Returns the kills."""
     record = read_record(record_path)
-    processes = processes_of(socket)
+    processes = processes_of(socket, record.session if record else None)
     segments = segments_of(processes) | set(record.segments if record else ())
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -179,7 +179,7 @@ class EngineProcess:
                 start_new_session=True,
             )
         record = leftovers.read_record(self._record) or leftovers.Record.mine()
-        leftovers.write_record(self._record, replace(record, engine_pid=self._process.pid))
+        leftovers.write_record(self._record, record.with_engine(self._process.pid))
         logger.info("engine started", extra={"engine": self.id, "pid": self._process.pid, "log": str(self.log)})
 
     def _prepare(self) -> dict[str, str]:

@@ -3,11 +3,14 @@
 It answers /health on a Unix socket and leaves things behind as a killed engine does. Each start is a line in the file
 `starts` beside the socket. Modes, joined by '+':
   stubborn     ignores SIGTERM        grandchild   has a child of its own, which ignores SIGTERM
-  shared       holds a shared-memory segment that nobody unlinks       temp   drops a file in the temporary folder
+  nameless     has a child without any environment        renamed   writes over its own environment, as vLLM does
+  shared       holds a shared-memory segment and a semaphore that nobody unlinks
+  temp         drops a file in the temporary folder
   broken       prints a line and exits with code 3       broken2   does so from the second start to the third
   silent       never opens the socket
 """
 
+import multiprocessing
 import os
 import signal
 import socketserver
@@ -47,10 +50,20 @@ def main() -> None:
     if "grandchild" in modes:
         code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
         subprocess.Popen([sys.executable, "-c", code])
+    if "nameless" in modes:
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={})
+    if "renamed" in modes:
+        import setproctitle
+
+        setproctitle.setproctitle("VLLM::EngineCore")
     if "shared" in modes:
         segment = shared_memory.SharedMemory(create=True, size=4096)
         resource_tracker.unregister(segment._name, "shared_memory")  # type: ignore[attr-defined]
         socket.with_name("segment").write_text(segment.name)
+        semaphore = multiprocessing.get_context("spawn").Semaphore()
+        name = semaphore._semlock.name.removeprefix("/")  # type: ignore[attr-defined]
+        resource_tracker.unregister(f"/{name}", "semaphore")
+        socket.with_name("semaphore").write_text(f"sem.{name}")
     if "temp" in modes:
         _, name = tempfile.mkstemp(prefix="vllm_dist_")
         socket.with_name("temp").write_text(name)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engines.leftovers import SHARED_MEMORY, processes_of
+from gateway.engines.leftovers import SHARED_MEMORY, processes_of, sweep
 from gateway.engines.process import LONGEST_BACKOFF_S, STABLE_S, EngineProcess, OnReady, backoff_s, failures_after
 from gateway.engines.profile import EngineProfile, load_profile
 from gateway.engines.protocol import Engine, EngineHost
@@ -190,6 +190,27 @@ async def test_an_engine_that_ignores_sigterm_is_killed_with_its_children(make: 
     assert left_behind(host) == []
 
 
+@pytest.mark.parametrize("mode", ["nameless", "renamed"])
+async def test_processes_that_hide_their_environment_are_found_all_the_same(make: Make, mode: str) -> None:
+    if mode == "renamed":
+        pytest.importorskip("setproctitle")
+    host = make(mode)
+    await host.start()
+    everyone = [process for process in psutil.process_iter() if session_of(process) == host.pid]
+    assert len(everyone) == (2 if mode == "nameless" else 1)
+    assert host.pid is not None
+    os.kill(host.pid, signal.SIGKILL)
+    await host.reached("restarting")
+    await host.reached("ready")
+    assert not any(process.is_running() for process in everyone)
+
+
+def session_of(process: psutil.Process) -> int | None:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(process.pid)
+    return None
+
+
 async def test_children_left_by_a_killed_parent_are_swept_before_the_next_start(make: Make) -> None:
     host = make("grandchild")
     await host.start()
@@ -210,12 +231,15 @@ async def test_shared_memory_and_temporary_files_go_with_their_engine(make: Make
         await host.start()
         segment = SHARED_MEMORY / host.socket.with_name("segment").read_text()
         scratch = Path(host.socket.with_name("temp").read_text()).parent
+        semaphore = SHARED_MEMORY / host.socket.with_name("semaphore").read_text()
         assert segment.exists()
+        assert semaphore.exists()
         assert host.pid is not None
         os.kill(host.pid, signal.SIGKILL)
         await host.reached("restarting")
         await host.reached("ready")
         assert not segment.exists()
+        assert not semaphore.exists()
         assert not scratch.exists()
         again = SHARED_MEMORY / host.socket.with_name("segment").read_text()
         await host.stop()
@@ -265,6 +289,13 @@ GATEWAY = """
 """
 
 
+@pytest.fixture
+def engine_folder(tmp_path: Path) -> Iterator[Path]:
+    """For a gateway that is killed: what it left goes afterwards, whatever the test found."""
+    yield tmp_path
+    sweep(tmp_path / "run" / "engine-0.json", tmp_path / "run" / "engine-0.sock")
+
+
 def killed_gateway(folder: Path, mode: str) -> tuple[psutil.Process, list[psutil.Process]]:
     """Run a gateway with one engine until it is ready, and kill it. Returns the engine and all its processes."""
     script = folder / "killed.py"
@@ -282,16 +313,16 @@ def killed_gateway(folder: Path, mode: str) -> tuple[psutil.Process, list[psutil
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-def test_an_engine_ends_with_a_gateway_that_was_killed(tmp_path: Path) -> None:
-    engine, _ = killed_gateway(tmp_path, "plain")
+def test_an_engine_ends_with_a_gateway_that_was_killed(engine_folder: Path) -> None:
+    engine, _ = killed_gateway(engine_folder, "plain")
     with contextlib.suppress(psutil.NoSuchProcess):
         engine.wait(timeout=10)
     assert not engine.is_running()
 
 
-async def test_what_a_killed_gateway_left_is_swept_by_the_next(make: Make, tmp_path: Path) -> None:
-    engine, everyone = await asyncio.to_thread(killed_gateway, tmp_path, "stubborn+grandchild+shared")
-    segment = SHARED_MEMORY / (tmp_path / "run" / "segment").read_text()
+async def test_what_a_killed_gateway_left_is_swept_by_the_next(make: Make, engine_folder: Path) -> None:
+    engine, everyone = await asyncio.to_thread(killed_gateway, engine_folder, "stubborn+grandchild+shared")
+    segment = SHARED_MEMORY / (engine_folder / "run" / "segment").read_text()
     assert engine.is_running()
     assert len(everyone) > 1  # the engine, its child, and what Python adds for shared memory
     assert segment.exists()
