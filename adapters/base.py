@@ -136,6 +136,13 @@ def shipped_bases() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
+def find_base(name_or_path: str | Path, models: Path) -> Path:
+    """Where a base lies once it is prepared; prepares nothing. Raises BaseModelError for an unknown name."""
+    spec = load_spec(name_or_path)
+    prepared = spec.folder is not None and (spec.folder / INFO_FILE).is_file()
+    return spec.folder if spec.folder is not None and prepared else models / spec.slug
+
+
 def read_base(folder: Path) -> BaseModelInfo:
     """What `prepare_base` wrote down. Raises BaseModelError."""
     path = folder / INFO_FILE

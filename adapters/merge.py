@@ -41,7 +41,7 @@ class Tolerance:
     fp32_max: float = 2e-3
     fp32_top1: float = 0.99
     saved_mean_floor: float = 0.02
-    saved_over_unmerged: float = 3.0
+    saved_over_unmerged: float = 2.0  # 0.8 to 1.1 measured on SmolLM2-135M, updates of 2 to 30 % of the weights
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,49 @@
+"""Fetch a stored version by what people call it: `support`, `support@2`, `acme/support@2`. For commands on this machine."""
+
+import os
+from pathlib import Path
+
+from adapters.blobs import BlobStore, materialise
+from adapters.database import open_database
+from adapters.errors import AdapterNotFoundError, ConflictError, VersionNotFoundError
+from adapters.home import home
+from adapters.names import parse_reference
+from adapters.records import AdapterVersion
+from adapters.registry import Registry
+
+
+def stored_adapter(reference: str, into: Path) -> Path:
+    """The version's files, in a folder. Without a version the production one is meant; without a tenant the only owner.
+
+    Raises AdapterNotFoundError, VersionNotFoundError, and ConflictError when several tenants own the name.
+    """
+    place = home()
+    url = os.environ.get("LORIKEET_DATABASE_URL") or f"sqlite:///{place.database}"
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        raise AdapterNotFoundError(reference)  # a look-up must not create a database
+    engine = open_database(url)
+    try:
+        version = find_version(Registry(engine, secret=b""), reference)
+    finally:
+        engine.dispose()
+    store = BlobStore.open(os.environ.get("LORIKEET_BLOB_URL") or place.blobs)
+    return materialise(store, version.files, into)
+
+
+def find_version(registry: Registry, text: str) -> AdapterVersion:
+    reference = parse_reference(text)
+    if reference is None:
+        raise AdapterNotFoundError(text)
+    owners = [
+        record for record in registry.adapters(reference.tenant) if record.name == reference.name
+    ]  # a list of every adapter is fine for a command
+    if not owners:
+        raise AdapterNotFoundError(text)
+    if len(owners) > 1:
+        names = ", ".join(f"{record.tenant}/{record.name}" for record in owners)
+        raise ConflictError(f"Several tenants own '{reference.name}': say which one: {names}.")
+    (record,) = owners
+    number = reference.version or record.production
+    if number is None:
+        raise VersionNotFoundError(f"{record.tenant}/{record.name}", 1)
+    return registry.version(record.tenant, record.name, number)
