@@ -12,8 +12,9 @@ from adapters.promotion import load_policy
 from gateway.engines.profile import load_profile
 from gateway.settings import Settings
 from loadtests.scenario import load_scenario
-from trainer.config import load_train_config
+from trainer.config import load_config, load_train_config
 from trainer.data.catalog import load_dataset_spec
+from trainer.evaluation.config import EvalConfig
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.y*ml"))
@@ -30,12 +31,17 @@ def load_data_spec(path: Path) -> Any:
     return load_dataset_spec(path.stem)
 
 
+def load_eval_config(path: Path) -> EvalConfig:
+    return load_config(path, EvalConfig)
+
+
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "configs/gateway.yaml": load_settings,
     "configs/bases": load_spec,
     "configs/data": load_data_spec,
     "configs/engines": load_profile,
     "configs/promotion.yaml": load_policy,
+    "configs/eval": load_eval_config,
     "configs/loadtests": load_scenario,
     "configs/train": load_train_config,
 }
