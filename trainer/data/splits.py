@@ -64,12 +64,13 @@ def shuffle(rows: Sequence[Row], *, seed: int) -> list[Row]:
 
 
 def choose_rows(rows: Sequence[Row], count: int | None, *, balanced: bool = False) -> list[Row]:
-    """The first `count` rows; balanced: in turn from each distinct answer until `count` is reached or none is left."""
+    """The first `count` rows; balanced: in turn from each distinct answer, the commonest first."""
     if not balanced:
         return list(rows[:count])
     by_answer: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_answer[answer_of(row)].append(row)
     rounds = max((len(group) for group in by_answer.values()), default=0)
-    in_turn = [group[index] for index in range(rounds) for _, group in sorted(by_answer.items()) if index < len(group)]
+    groups = [group for _, group in sorted(by_answer.items(), key=lambda item: (-len(item[1]), item[0]))]
+    in_turn = [group[index] for index in range(rounds) for group in groups if index < len(group)]
     return in_turn[:count]

@@ -12,6 +12,9 @@ from trainer.errors import TrainingError
 from trainer.template import ChatRenderer, Rendered
 
 CHECKPOINTS = "checkpoints"
+# On a CPU the fused attention's backward pass in bf16 took 30 % of a step at 100 tokens, the plain one 5 %; its memory
+# grows with the square of the length.
+EAGER_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ def train_sft(
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig, SFTTrainer
 
+    from trainer.methods.losses import AnswersOnlyTrainer
+
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(config.seed)
     checkpoints = run / CHECKPOINTS
@@ -73,7 +78,10 @@ def train_sft(
     every = max(1, math.ceil(steps / config.optimizer.evaluations))
     gpu = torch.cuda.is_available()
     model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32, local_files_only=True
+        base,
+        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+        attn_implementation="sdpa" if gpu or config.max_tokens > EAGER_TOKENS else "eager",
+        local_files_only=True,
     )
     arguments = SFTConfig(
         output_dir=str(checkpoints),
@@ -105,8 +113,9 @@ def train_sft(
         disable_tqdm=True,
         report_to="none",
     )
-    follower = _follower(report, steps)
-    trainer = SFTTrainer(
+    tokens_per_step = sum(len(row.input_ids) for row in train) / len(train)
+    tokens_per_step *= config.optimizer.batch_rows * config.optimizer.accumulate
+    trainer = (SFTTrainer if gpu else AnswersOnlyTrainer)(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list([_features(row) for row in train]),
@@ -121,7 +130,7 @@ def train_sft(
             bias="none",
             task_type="CAUSAL_LM",
         ),
-        callbacks=[follower],
+        callbacks=[_follower(report, steps, tokens_per_step)],
     )
     trainer.remove_callback(PrinterCallback)
     started = time.monotonic()
@@ -145,7 +154,7 @@ def _features(row: Rendered) -> dict[str, list[int]]:
     return {"input_ids": list(row.input_ids), "labels": row.labels()}
 
 
-def _follower(report: Report, steps: int) -> Any:
+def _follower(report: Report, steps: int, tokens_per_step: float) -> Any:
     from transformers import TrainerCallback
 
     class Follower(TrainerCallback):  # type: ignore[misc]
@@ -153,17 +162,17 @@ def _follower(report: Report, steps: int) -> Any:
 
         def __init__(self) -> None:
             self.loss = self.eval_loss = math.nan
-            self.started = time.monotonic()
-            self.tokens_before: float | None = None
+            self.begun: tuple[int, float] = (0, time.monotonic())
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.begun = (state.global_step, time.monotonic())  # a resumed run begins where it stopped
+            report(Progress(state.global_step, steps, self.loss, self.eval_loss, 0.0))
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
             self.loss = logs.get("loss", self.loss)
             self.eval_loss = logs.get("eval_loss", self.eval_loss)
-            tokens = logs.get("num_tokens")
-            if tokens is not None and self.tokens_before is None:
-                self.tokens_before, self.started = tokens, time.monotonic()
-            done = (tokens or 0) - (self.tokens_before or 0)
-            speed = done / max(time.monotonic() - self.started, 1e-9)
+            step, at = self.begun
+            speed = (state.global_step - step) * tokens_per_step / max(time.monotonic() - at, 1e-9)
             report(Progress(state.global_step, steps, self.loss, self.eval_loss, speed))
 
     return Follower()
