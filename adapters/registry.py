@@ -21,6 +21,7 @@ from adapters.errors import ConflictError, Fault, VersionNotFoundError
 from adapters.manifest import Manifest, parse_manifest
 from adapters.models import AdapterRow, VersionRow
 from adapters.names import check_name
+from adapters.promotion import Decision, PromotionPolicy, decide_promotion
 from adapters.records import (
     AdapterRecord,
     AdapterVersion,
@@ -201,14 +202,33 @@ class Registry(Tenancy):
 
     # Adapters and their aliases
 
-    def promote(self, tenant: str, name: str, version: int, *, actor: str = "operator") -> AdapterRecord:
-        """Let a ready version answer to the name. Raises ConflictError when it is not ready."""
+    def promote(
+        self, tenant: str, name: str, version: int, *, policy: PromotionPolicy | None = None, actor: str = "operator"
+    ) -> AdapterRecord:
+        """Let a ready version answer to the name, if the policy allows it; either decision is recorded.
+
+        Raises ConflictError when the version is not ready, GateRefusedError with the policy's reasons.
+        """
         with self._writing() as session:
             adapter, row = require_version(session, tenant, name, version)
             if row.status != VersionStatus.READY:
                 raise ConflictError(f"'{name}@{version}' is {row.status}; only a ready version can be promoted.")
-            self._move(session, adapter, alias_of(adapter).promoted(version), actor, "version.promote")
-            return adapter_record(adapter)
+            decision = self._judge(session, adapter, row, policy) if policy is not None else Decision(True, ())
+            if decision.allowed:
+                alias = alias_of(adapter).promoted(version)
+                self._move(session, adapter, alias, actor, "version.promote", passed=decision.passed)
+            else:
+                reasons = list(decision.reasons)
+                self._audit(session, actor, "version.promote.refused", tenant, f"{name}@{version}", reasons=reasons)
+            record = adapter_record(adapter)
+        decision.require()
+        return record
+
+    def _judge(self, session: Session, adapter: AdapterRow, row: VersionRow, policy: PromotionPolicy) -> Decision:
+        before = session.get(VersionRow, (row.tenant, row.adapter, adapter.production))
+        manifests = [parse_manifest(one.manifest) if one and one.manifest else None for one in (row, before)]
+        candidate, predecessor = (manifest.scores if manifest else [] for manifest in manifests)
+        return decide_promotion(candidate, policy, predecessor=predecessor)
 
     def rollback(self, tenant: str, name: str, *, actor: str = "operator") -> AdapterRecord:
         """Back to the production version before. Raises ConflictError when there is none."""
@@ -276,12 +296,22 @@ class Registry(Tenancy):
 
     # Parts of the methods above
 
-    def _move(self, session: Session, adapter: AdapterRow, alias: Alias, actor: str, action: str) -> None:
+    def _move(
+        self,
+        session: Session,
+        adapter: AdapterRow,
+        alias: Alias,
+        actor: str,
+        action: str,
+        *,
+        passed: Sequence[str] = (),
+    ) -> None:
+        """passed: what the gate found in its favour."""
         before = adapter.production
         if alias.production != before:
             store_alias(adapter, alias)
             subject = f"{adapter.name}@{alias.production}"
-            self._audit(session, actor, action, adapter.tenant, subject, before=before)
+            self._audit(session, actor, action, adapter.tenant, subject, before=before, passed=list(passed))
 
     def _retire(self, session: Session, adapter: AdapterRow, actor: str) -> None:
         for row in session.scalars(live_versions(adapter.tenant, adapter.name)):

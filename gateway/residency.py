@@ -33,7 +33,7 @@ class Held:
 
 
 class Residency:
-    """One engine's adapters. `attach` hands it a started engine, `detach` takes a dead one away."""
+    """One engine's adapters. `restore` hands it a started engine."""
 
     def __init__(self, fetch: Fetch, production: Production, *, capacity: int, settings: ResidencySettings) -> None:
         """capacity: adapters the engine keeps in host memory; more would be read from disk in the middle of a step."""
@@ -64,9 +64,6 @@ class Residency:
         for name, version in list(wanted.items())[: self._capacity]:
             await engine.load(name, await self._fetch(version))
             self._note_loaded(version)
-
-    def detach(self) -> None:
-        self._engine = None
 
     @asynccontextmanager
     async def hold(self, version: AdapterVersion) -> AsyncIterator[Held]:

@@ -16,6 +16,7 @@ from adapters.base import BaseModelInfo, load_spec, read_base
 from adapters.blobs import BlobStore, materialise
 from adapters.database import open_database
 from adapters.home import Home
+from adapters.promotion import PromotionPolicy, load_policy
 from adapters.registry import AdapterVersion, Registry, Scope, load_secret
 from adapters.validation import EngineLimits
 from gateway.admission import Admission, Scheduler
@@ -52,6 +53,7 @@ class Services:
     blobs: BlobStore
     base: BaseModelInfo
     limits: EngineLimits
+    promotion_policy: PromotionPolicy
     fleet: Fleet
     onboarding: Onboarding
     canary: Canary
@@ -180,6 +182,7 @@ async def open_services(settings: Settings, make_host: MakeHost | None = None) -
         blobs=blobs,
         base=base,
         limits=limits,
+        promotion_policy=await asyncio.to_thread(load_policy, settings.promotion_policy),
         fleet=fleet,
         onboarding=onboarding,
         canary=canary,

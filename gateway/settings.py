@@ -103,6 +103,9 @@ class Settings(BaseSettings):
     blob_url: str | None = Field(
         None, description="s3://, gs:// or az:// location; a folder in the data folder when empty."
     )
+    promotion_policy: Path = Field(
+        CONFIGS / "promotion.yaml", description="When a version may go into production; see adapters/promotion.py."
+    )
     refresh_s: float = Field(0.25, gt=0, description="How often the registry's change counter is read.")
     log_level: str = "INFO"
     uploads: UploadSettings = UploadSettings()

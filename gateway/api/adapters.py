@@ -107,7 +107,9 @@ async def promote(name: str, request: Request, caller: CallerDep, services: Serv
     number = (await read_json(request, Promotion)).version
     snapshot = await services.directory.refresh()
     await _warm(services, _version(snapshot, tenant.name, name, number))
-    record = await asyncio.to_thread(services.registry.promote, tenant.name, name, number, actor=caller.actor)
+    record = await asyncio.to_thread(
+        services.registry.promote, tenant.name, name, number, policy=services.promotion_policy, actor=caller.actor
+    )
     return adapter_object(record, await services.directory.refresh(), services)
 
 

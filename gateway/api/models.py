@@ -1,6 +1,5 @@
 """`/v1/models`: the base model, the caller's own adapters and those shared with it."""
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -70,6 +69,5 @@ async def delete_model(model: str, caller: CallerDep, services: ServicesDep) -> 
     tenant = caller.require(Scope.ADAPTERS_WRITE).name
     if (tenant, model) not in services.directory.snapshot.adapters:
         raise AdapterNotFoundError(model)
-    await asyncio.to_thread(services.registry.delete_adapter, tenant, model, actor=caller.actor)
-    await services.directory.refresh()
+    await services.onboarding.delete_adapter(tenant, model, actor=caller.actor)
     return {"id": model, "object": "model", "deleted": True}
