@@ -27,8 +27,10 @@ PROMPTS = (
 )
 NOT_JSON = "JSON compliant"  # vLLM's 400 for NaN and infinite log-probabilities
 MASKED = -9999.0  # what vLLM writes for minus infinity
-SCALE_SLACK = 0.25  # how far from 1 the measured strength may be, beside what noise explains
-NOISE_SIGMAS = 2.0
+# A trained rank-8 adapter measured 0.99 of its effect and a deviation of 0.19 of it; at half its scale 0.67 and 0.56.
+SCALE_SLACK = 0.2  # how far from 1 the strength may be, beside what noise explains
+EFFECT_SHARE = 0.45  # largest deviation, as a share of the trained effect
+NOISE_FACTOR = 4.0  # of the base's own deviation: the adapter's arithmetic is noisier than the base's
 MAX_GOLDEN_TOKENS = 1024  # prompt and answer: the engine holds a row of the vocabulary's size for each
 LEAST_LOGPROB = -1e4
 
@@ -91,9 +93,9 @@ def judge_goldens(
 ) -> ProbeResult:
     """Compare what is served with what was trained, token by token over all goldens.
 
-    Besides the mean deviation, the strength of the effect is estimated as the least-squares s in
-    served − served base ≈ s · (golden − golden base): 1 as trained, 0 without effect, 0.5 at half the scale. It needs no
-    unit, so it also catches a wrong scale on an adapter whose whole effect is smaller than the tolerance.
+    The deviation is measured against the tolerance and against the trained effect itself, so that a weak adapter cannot be
+    wrong within a tolerance made for strong ones; what the base alone deviates tells the noise. The strength of the effect is
+    the least-squares s in served − served base ≈ s · (golden − golden base): 1 as trained, 0 without effect.
     """
     wanted = [value for golden in goldens for value in golden.logprobs]
     wanted_base = [value for golden in goldens for value in golden.base_logprobs]
@@ -118,11 +120,14 @@ def judge_goldens(
     deviation = numbers["deviation"] = _mean_difference(served, wanted)
     numbers["deviation_from_base"] = _mean_difference(served, wanted_base)
     base_deviation = numbers["base_deviation"] = _mean_difference(served_base, wanted_base)
+    trained_effect = numbers["trained_effect"] = _mean_difference(wanted, wanted_base)
     scale, error = effect_scale(
         [a - b for a, b in zip(served, served_base, strict=True)],
         [a - b for a, b in zip(wanted, wanted_base, strict=True)],
+        noise=[a - b for a, b in zip(served_base, wanted_base, strict=True)],
     )
     numbers |= {"scale": scale, "scale_error": error if math.isfinite(error) else None}
+    limit = min(settings.tolerance, max(EFFECT_SHARE * trained_effect, NOISE_FACTOR * base_deviation))
     if base_deviation > settings.tolerance:
         fault = _fault(
             "base_mismatch",
@@ -132,7 +137,7 @@ def judge_goldens(
         )
         return ProbeResult((fault,), numbers)
     faults = list(_effect_faults(effect, settings.min_effect))
-    if not faults and abs(scale - 1) > SCALE_SLACK + NOISE_SIGMAS * error:
+    if not faults and abs(scale - 1) > SCALE_SLACK + NOISE_FACTOR * error:
         faults.append(
             _fault(
                 "wrong_scale",
@@ -141,20 +146,21 @@ def judge_goldens(
                 "Check lora_alpha, r and use_rslora in adapter_config.json against the training run.",
             )
         )
-    if deviation > settings.tolerance:
+    if deviation > limit:
         faults.append(
             _fault(
                 "golden_mismatch",
                 f"The engine's log-probabilities differ from the manifest's by {deviation:.3f} nats on average (at most "
-                f"{settings.tolerance:g}); from the base's by {numbers['deviation_from_base']:.3f}.",
+                f"{limit:.3f} for a trained effect of {trained_effect:.3f}); from the base's by "
+                f"{numbers['deviation_from_base']:.3f}.",
                 "The weights are not the ones the goldens were made with, or the adapter's scale is wrong: export again.",
             )
         )
     return ProbeResult(tuple(faults), numbers)
 
 
-def effect_scale(served: Logprobs, trained: Logprobs) -> tuple[float, float]:
-    """Least-squares factor s with served ≈ s · trained, and its standard error.
+def effect_scale(served: Logprobs, trained: Logprobs, *, noise: Logprobs) -> tuple[float, float]:
+    """Least-squares factor s with served ≈ s · trained, and its standard error when each value is off by such noise.
 
     (1, inf) where nothing was trained: no factor can be told.
     """
@@ -162,8 +168,7 @@ def effect_scale(served: Logprobs, trained: Logprobs) -> tuple[float, float]:
     if not power:
         return 1.0, math.inf
     scale = sum(a * b for a, b in zip(served, trained, strict=True)) / power
-    rest = sum((a - scale * b) ** 2 for a, b in zip(served, trained, strict=True))
-    return scale, math.sqrt(rest / max(1, len(trained) - 1) / power)
+    return scale, math.sqrt(sum(value * value for value in noise) / len(noise) / power)
 
 
 async def score(

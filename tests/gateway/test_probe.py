@@ -65,10 +65,20 @@ def test_a_wrong_scale_is_told_with_its_factor(strength: float) -> None:
     assert f"{strength:.1f}" in result.faults[0].message
 
 
-def test_a_wrong_scale_is_told_even_where_the_whole_effect_is_within_the_tolerance() -> None:
-    result = judged(0.5, effect=0.15)
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_a_wrong_scale_is_told_even_where_the_whole_effect_is_within_the_tolerance(strength: float) -> None:
+    result = judged(strength, effect=0.15)
     assert result.numbers["deviation"] < SETTINGS.tolerance
-    assert codes(result) == ["wrong_scale"]
+    assert codes(result) == ["wrong_scale", "golden_mismatch"]
+
+
+def test_a_halved_scale_is_told_though_effects_are_not_linear_in_it() -> None:
+    """Half the scale keeps more than half of the effect on some tokens, less on others: 0.67 with an error of 0.11 was seen."""
+    trained = [b + 0.5 * e for b, e in zip(BASE, EFFECT, strict=True)]
+    said = [b + 0.5 * e * RANDOM.uniform(0.35, 1.0) for b, e in zip(BASE, EFFECT, strict=True)]
+    noisy_base = [b + RANDOM.gauss(0, 0.03) for b in BASE]
+    result = judge_goldens(said, noisy_base, [golden(trained, BASE)], settings=SETTINGS)
+    assert "wrong_scale" in codes(result), result.numbers
 
 
 def test_noise_alone_refuses_no_weak_adapter() -> None:
@@ -131,9 +141,9 @@ async def test_goldens_too_long_for_a_probe_are_left_out(folder: Path) -> None:
     trained=st.lists(st.floats(-5, 5).filter(lambda value: abs(value) > 1e-3), min_size=1, max_size=50),
 )
 def test_the_scale_of_an_undisturbed_effect_is_exact(strength: float, trained: list[float]) -> None:
-    scale, error = effect_scale([strength * value for value in trained], trained)
+    scale, error = effect_scale([strength * value for value in trained], trained, noise=[0.0] * len(trained))
     assert scale == pytest.approx(strength, abs=1e-6)
-    assert error == pytest.approx(0, abs=1e-6)
+    assert error == 0
 
 
 @given(st.lists(st.tuples(st.floats(-9, 0), st.floats(-9, 0)), min_size=1))
