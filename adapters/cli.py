@@ -29,9 +29,9 @@ from adapters.home import home
 from adapters.stored import stored_adapter
 from adapters.validation import AdapterReport, EngineLimits, validate_adapter
 
-base_app = typer.Typer(help="Prepare and inspect base models.", no_args_is_help=True)
-inspect_app = typer.Typer()
-merge_app = typer.Typer()
+base_app = typer.Typer(help="Prepare and inspect base models.", no_args_is_help=True, add_completion=False)
+inspect_app = typer.Typer(add_completion=False)
+merge_app = typer.Typer(add_completion=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 BaseOption = Annotated[
@@ -147,7 +147,7 @@ def _show_base(folder: Path, info: BaseModelInfo, as_json: bool) -> None:
     if as_json:
         _print_json({"folder": str(folder), **info.model_dump(mode="json")})
         return
-    table = Table(show_header=False, title=info.name)
+    table = _facts(info.name)
     rows = {
         "folder": str(folder),
         "source": info.source,
@@ -181,7 +181,7 @@ def _inspection(path: Path, report: AdapterReport | None, faults: tuple[Fault, .
 
 
 def _adapter_table(path: Path, info: BaseModelInfo, report: AdapterReport) -> Table:
-    table = Table(show_header=False, title=f"{path.name}: can be served on {info.name}")
+    table = _facts(f"{path.name}: can be served on {info.name}")
     manifest = report.manifest
     rows = {
         "digest": report.digest,
@@ -199,6 +199,13 @@ def _adapter_table(path: Path, info: BaseModelInfo, report: AdapterReport) -> Ta
         }
     for name, value in rows.items():
         table.add_row(name, escape(value))
+    return table
+
+
+def _facts(title: str) -> Table:
+    table = Table(show_header=False, title=title)
+    table.add_column()
+    table.add_column(overflow="fold")  # a digest is worth nothing when it is cut
     return table
 
 

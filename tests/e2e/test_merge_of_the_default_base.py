@@ -23,5 +23,5 @@ def test_an_adapter_merged_into_the_default_base_keeps_its_answers(base_model: P
     assert report.prompts == "default prompts"
     assert report.fp32.max_abs < 1e-3
     assert report.fp32.top1 == 1.0
-    assert report.effect.mean_abs > 5 * report.saved.mean_abs
+    assert report.effect.mean_abs > 3 * report.saved.mean_abs
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base_model / "tokenizer.json").read_bytes()
