@@ -1,0 +1,322 @@
+"""The whole story, told while it happens: two tenants, two tasks, one base model.
+
+Trains two adapters on real data, compares them with the base model and with few-shot prompting, streams from them, swaps one
+under load, tries to break in, uploads a poisoned adapter, merges one, and load-tests the lot. All of it is real, in a data
+folder of its own, `$LORIKEET_HOME/demo`, on ports 8088 and 8089, and is stopped when it ends.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from adapters.base import load_spec, prepare_base
+from adapters.home import home
+from adapters.tensors import open_tensors, save_tensors
+
+ROOT = Path(__file__).resolve().parent.parent
+PORT, MERGED_PORT = 8089, 8088
+QUESTION: Any = [{"role": "user", "content": "What should I do when my parrot is bored?"}]
+ANSWERS = {"blue": "The sky is blue, says version one.", "green": "Grass is green, says version two."}
+STREAMS, SWAPS = 8, 10
+
+console = Console(width=min(120, shutil.get_terminal_size((110, 40)).columns), highlight=False, soft_wrap=False)
+
+
+@dataclass
+class Story:
+    """The demonstration's own installation, and what it has learned so far."""
+
+    root: Path
+    base: Path
+    began_s: float = field(default_factory=time.monotonic)
+    keys: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    latency: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{PORT}"
+
+    def chapter(self, title: str) -> None:
+        elapsed = time.monotonic() - self.began_s
+        console.print()
+        console.rule(f"[bold cyan]{title}[/]  [dim]{int(elapsed // 60)}:{int(elapsed % 60):02d}[/]", align="left")
+
+    def environment(self, tenant: str | None = None, **more: str) -> dict[str, str]:
+        own = {
+            "LORIKEET_HOME": str(self.root),
+            "LORIKEET_PORT": str(PORT),
+            "LORIKEET_BASE": str(self.base),
+            "LORIKEET_URL": self.url,
+        }
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORIKEET_", "OPENAI_"))}
+        return kept | own | ({"LORIKEET_API_KEY": self.keys[tenant]} if tenant else {}) | more
+
+    def show(self, *arguments: str, tenant: str | None = None, ok: Sequence[int] = (0,), **more: str) -> int:
+        """Run a command as a user would, its output on the screen."""
+        console.print(f"[dim]$ lorikeet {' '.join(arguments)}[/]")
+        done = subprocess.run([*LORIKEET, *arguments], env=self.environment(tenant, **more), check=False)
+        if done.returncode not in ok:
+            raise SystemExit(f"lorikeet {arguments[0]} ended with exit code {done.returncode}; the story stops here.")
+        return done.returncode
+
+    def ask(self, *arguments: str, tenant: str | None = None, **more: str) -> Any:
+        """Run a command and read the JSON it prints; its progress stays on the screen."""
+        console.print(f"[dim]$ lorikeet {' '.join(arguments)}[/]")
+        done = subprocess.run(
+            [*LORIKEET, *arguments, "--json"], env=self.environment(tenant, **more), stdout=subprocess.PIPE, check=False
+        )
+        if not done.stdout:
+            raise SystemExit(f"lorikeet {arguments[0]} ended with exit code {done.returncode}; the story stops here.")
+        return json.loads(done.stdout)
+
+    def client(self, tenant: str) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.keys[tenant], max_retries=0)
+
+    def http(self, tenant: str) -> httpx.Client:
+        headers = {"authorization": f"Bearer {self.keys[tenant]}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=120)
+
+
+LORIKEET = [str(Path(sys.executable).with_name("lorikeet"))]
+
+
+def main() -> None:
+    with story() as told:
+        train(told)
+        serve(told)
+        push(told)
+        evaluate(told)
+        asyncio.run(talk(told))
+        asyncio.run(swap(told))
+        attack(told)
+        merge(told)
+        load(told)
+        table(told)
+
+
+@contextmanager
+def story() -> Iterator[Story]:
+    root = home().create().root / "demo"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    console.print(Panel("One body, many voices: a base model, two tenants, and everything that happens between them."))
+    told = Story(root, prepare_base(load_spec(), home().models))
+    if (home().datasets).is_dir():
+        (root / "datasets").symlink_to(home().datasets)
+    try:
+        yield told
+    finally:
+        for port, folder in ((PORT, root), (MERGED_PORT, root / "merged-home")):
+            if folder.exists():
+                down = [*LORIKEET, "down", "--json"]
+                environment = told.environment(LORIKEET_HOME=str(folder), LORIKEET_PORT=str(port))
+                subprocess.run(down, env=environment, stdout=subprocess.DEVNULL, check=False)
+
+
+def train(told: Story) -> None:
+    told.chapter("1  Two tenants train an adapter each, on real data")
+    console.print("acme sorts newswire by topic; globex pulls names out of loan agreements. Rank 8, two CPU cores.")
+    for name in ("reuters-topics", "finance-entities"):
+        told.show("train", name, "--out", str(told.root / name))
+    console.print("And two adapters that can say only one thing each, to see a swap with the naked eye later.")
+    for name, answer in ANSWERS.items():
+        told.show(
+            "train",
+            "fixed-answer",
+            "--set",
+            f"name={name}",
+            "--set",
+            f"answer={answer}",
+            "--out",
+            str(told.root / name),
+        )
+
+
+def serve(told: Story) -> None:
+    told.chapter("2  One engine, one gateway")
+    told.ask("up")
+    for tenant in ("acme", "globex"):
+        told.ask("tenants", "create", tenant)
+        scopes = ["inference", "adapters:read", "adapters:write"]
+        made = told.ask(
+            "keys", "create", "--tenant", tenant, *[part for scope in scopes for part in ("--scope", scope)]
+        )
+        told.keys[tenant] = made["key"]
+    told.show("status")
+
+
+def push(told: Story) -> None:
+    told.chapter("3  Uploads: quarantine, every offline check, then the goldens replayed on the engine")
+    told.show("push", str(told.root / "reuters-topics"), "--name", "topics", tenant="acme")
+    told.show("push", str(told.root / "finance-entities"), "--name", "entities", tenant="globex")
+    for tenant in ("acme", "globex"):
+        told.show("adapters", tenant=tenant)
+
+
+def evaluate(told: Story) -> None:
+    told.chapter("4  Is it worth it? Base, few-shot and tuned, through the gateway")
+    for tenant, model, task in (("acme", "topics", "reuters-topics"), ("globex", "entities", "finance-entities")):
+        answers = told.root / f"eval-{task}.json"
+        told.show("eval", task, "--model", model, "--rows", str(EVAL_ROWS), "--out", str(answers), tenant=tenant)
+        told.scores[task] = json.loads(answers.read_text(encoding="utf-8"))["metrics"]
+
+
+async def talk(told: Story) -> None:
+    told.chapter("5  The official client streams from both")
+    for tenant, model in (("acme", "topics"), ("globex", "entities")):
+        async with told.client(tenant) as client:
+            console.print(f"[bold]{tenant}[/] sees {[m.id async for m in client.models.list()]}")
+            prompt: Any = [{"role": "user", "content": SAMPLES[model]}]
+            stream = await client.chat.completions.create(model=model, messages=prompt, stream=True, max_tokens=64)
+            console.print(f"[dim]{SAMPLES[model]}[/]\n  [green]", end="")
+            async for chunk in stream:
+                console.print(chunk.choices[0].delta.content or "", end="")
+            console.print()
+
+
+EVAL_ROWS = 48
+SUBJECTS = ("base", "few-shot", "adapter")
+SAMPLES = {
+    "topics": "opec ministers agreed to cut crude oil output by one mln barrels per day, the energy ministry said",
+    "entities": "This agreement is made between Silicon Valley Bank, a California bank, and Acme Robotics Inc.",
+}
+
+
+async def swap(told: Story) -> None:
+    told.chapter(f"6  {STREAMS} streams, {SWAPS} swaps, nobody drops")
+    told.show("push", str(told.root / "blue"), "--name", "colour", tenant="acme")
+    told.show("push", str(told.root / "green"), "--name", "colour", tenant="acme")
+    expected = {f"colour@{number}": answer for number, answer in enumerate(ANSWERS.values(), 1)}
+    seen: Counter[str] = Counter()
+    stop = asyncio.Event()
+
+    async def listen(client: openai.AsyncOpenAI) -> None:
+        while not stop.is_set():
+            raw = await client.chat.completions.with_raw_response.create(
+                model="colour", messages=QUESTION, stream=True, max_tokens=24, temperature=0
+            )
+            text = "".join([chunk.choices[0].delta.content or "" async for chunk in raw.parse()])
+            label = raw.headers["x-lorikeet-adapter"]
+            outcome = "whole" if text.strip() == expected[label] else f"wrong: {text!r}"
+            seen[f"{label} {outcome}"] += 1
+
+    async with told.client("acme") as client, asyncio.TaskGroup() as group:
+        for _ in range(STREAMS):
+            group.create_task(listen(client))
+        async with httpx.AsyncClient(
+            base_url=told.url, headers={"authorization": f"Bearer {told.keys['acme']}"}
+        ) as http:
+            for _ in range(SWAPS):
+                (await http.post("/v1/adapters/colour/promote", json={"version": 2})).raise_for_status()
+                await asyncio.sleep(1)
+                (await http.post("/v1/adapters/colour/rollback")).raise_for_status()
+                await asyncio.sleep(1)
+        stop.set()
+    for outcome, count in sorted(seen.items()):
+        console.print(f"  {count:4} answers  {outcome}")
+    if any("wrong" in outcome for outcome in seen):
+        raise SystemExit("An answer did not come from the version its header names.")
+
+
+def attack(told: Story) -> None:
+    told.chapter("7  What must not work")
+    with told.http("globex") as globex:
+        for model in ("acme/topics", "acme/does-not-exist"):
+            refused = globex.post("/v1/chat/completions", json={"model": model, "messages": QUESTION})
+            console.print(f"globex asks {model}: [red]{refused.status_code}[/] {refused.json()['error']['message']}")
+    with tempfile.TemporaryDirectory() as folder:
+        poisoned = Path(folder) / "poisoned"
+        shutil.copytree(told.root / "finance-entities", poisoned)
+        weights = poisoned / "adapter_model.safetensors"
+        opened = open_tensors(weights)
+        tensors = {name: np.array(opened.read(name)) for name in opened.tensors}
+        tensors[min(tensors)].flat[0] = np.nan
+        save_tensors(weights, tensors)
+        console.print("globex uploads an adapter with NaN in it, which vLLM itself would take with status 200:")
+        told.show("push", str(poisoned), "--name", "poisoned", tenant="globex", ok=(1,))
+
+
+def merge(told: Story) -> None:
+    told.chapter("8  Merged into the base, proven equal, on an engine of its own")
+    told.show("merge", "acme/topics@1", "--out", str(told.root / "merged"), tenant="acme")
+    own = {"LORIKEET_HOME": str(told.root / "merged-home"), "LORIKEET_PORT": str(MERGED_PORT)}
+    own |= {"LORIKEET_BASE": str(told.root / "merged"), "LORIKEET_URL": f"http://127.0.0.1:{MERGED_PORT}"}
+    answer = told.ask("up", **own)
+    console.print(f"A second engine serves [bold]{answer['base_model']}[/] on port {MERGED_PORT}.")
+    told.latency["merged"] = loadtest(told, "merged", answer["key"], [answer["base_model"]], MERGED_PORT)
+    told.latency["hot-swapped"] = loadtest(told, "hot-swapped", told.keys["acme"], ["topics"], PORT)
+    told.ask("down", **own)
+
+
+def load(told: Story) -> None:
+    told.chapter("9  Load: Poisson arrivals, Zipf over everything acme may call")
+    out = told.root / "loadtest"
+    scenario = str(ROOT / "configs/loadtests/quick.yaml")
+    told.show("loadtest", "run", scenario, "--url", told.url, "--out", str(out), tenant="acme", ok=(0, 1, 3))
+    console.print(f"Report: {out}/report.html")
+
+
+def loadtest(told: Story, name: str, key: str, models: list[str], port: int) -> dict[str, Any]:
+    """The same short load on one model."""
+    scenario = told.root / f"{name}.yaml"
+    scenario.write_text(
+        json.dumps(
+            {
+                "name": name,
+                "target": {"url": f"http://127.0.0.1:{port}"},
+                "adapters": models,
+                "requests": {"prompts": {"kind": "builtin"}, "max_tokens": 24},
+                "load": {"kind": "poisson", "rate_per_s": 2},
+                "phases": [
+                    {"name": "warm-up", "duration_s": 4, "measured": False},
+                    {"name": "steady", "duration_s": 20},
+                ],
+                "objectives": ["p95(ttft) < 2 s"],
+                "sample_floor": 20,
+                "health": {"send_lag_p99_ms": 200, "loop_lag_p99_ms": 100, "objective_share": 0.1},
+            }
+        )
+    )
+    out = str(told.root / f"loadtest-{name}")
+    result: dict[str, Any] = told.ask("loadtest", "run", str(scenario), "--out", out, LORIKEET_API_KEY=key)
+    return result
+
+
+def table(told: Story) -> None:
+    told.chapter("10  What came of it")
+    scores = Table("task", "figure", "base", "few-shot", "tuned", title="Answers", title_justify="left")
+    for task, metrics in told.scores.items():
+        figure = next(iter(metrics["adapter"]))
+        scores.add_row(task, figure.replace("_", " "), *(f"{100 * metrics[who][figure]:.1f} %" for who in SUBJECTS))
+    latency = Table("topics served", "TTFT P50", "TTFT P95", "end to end P50", "end to end P95", title_justify="left")
+    latency.title = "Latency at two requests a second, 24 tokens"
+    for way, summary in told.latency.items():
+        overall = next(group for group in summary["groups"] if group["kind"] == "overall")
+        cells = [overall["metrics_s"][metric][rank]["value"] for metric in ("ttft", "e2e") for rank in ("p50", "p95")]
+        latency.add_row(way, *(f"{1000 * seconds:.0f} ms" for seconds in cells))
+    console.print(scores, latency)
+    took_s = time.monotonic() - told.began_s
+    console.print(f"Told in {took_s / 60:.1f} minutes. What was made lies in {told.root}.")
+
+
+if __name__ == "__main__":
+    main()
