@@ -26,7 +26,8 @@ from adapters.validation import EngineLimits, validate_adapter
 
 REPORT_FILE = "merge-report.json"
 DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-MERGEABLE = frozenset({"dora"})  # faults that keep an adapter from an engine but not from its base
+# Faults that keep an adapter from a shared engine but not from a base of its own.
+MERGEABLE = frozenset({"dora", "bias", "modules_to_save", "embeddings"})
 NO_LIMITS = EngineLimits(max_rank=1 << 16)
 
 
@@ -66,9 +67,9 @@ class ParityReport:
 
 @dataclass
 class _Update:
-    """The tensors that change one layer."""
+    """The adapter's tensors that change one tensor of the base."""
 
-    names: dict[str, str] = field(default_factory=dict)  # "A", "B", "magnitude" -> tensor
+    names: dict[str, str] = field(default_factory=dict)  # "A", "B", "magnitude", or "whole" -> tensor
 
 
 def merge_adapter(
@@ -92,12 +93,13 @@ def merge_adapter(
     manifest = _check(adapter, info)
     config = lora_config(load_config(adapter))
     weights = open_tensors(adapter / WEIGHTS_FILE)
-    updates = _updates(weights)
+    tensors = open_checkpoint(base)
+    updates = plan_updates(weights, tensors)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         folder = Path(temporary) / out.name
         folder.mkdir()
-        merged = MergedWeights(open_checkpoint(base), weights, config, updates)
+        merged = MergedWeights(tensors, weights, config, updates)
         saved_dtype = _write_weights(merged, folder, dtype, report)
         _copy_rest(base, folder, saved_dtype)
         prompts = sample_prompts(base, info, manifest)
@@ -151,12 +153,12 @@ class MergedWeights:
     base: Mapping[str, TensorFile]
     adapter: TensorFile
     config: LoraConfig
-    updates: Mapping[str, _Update]
+    updates: Mapping[str, _Update]  # by name of the base's tensor
 
     def read(self, name: str, dtype: str) -> NDArray[Any]:
         """One tensor, merged in float32 where the adapter touches it, then cast."""
         tensor = self.base[name].read(name)
-        update = self.updates.get(name.removesuffix(".weight"))
+        update = self.updates.get(name)
         if update is None:
             return tensor if tensor.dtype.kind in "iub" else tensor.astype(DTYPES[dtype])
         with np.errstate(over="ignore"):
@@ -167,11 +169,12 @@ class MergedWeights:
 
     def changed(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """Every tensor the adapter touches, in float32."""
-        for module, update in self.updates.items():
-            name = f"{module}.weight"
+        for name, update in self.updates.items():
             yield name, self._merged(name, self.base[name].read(name), update)
 
     def _merged(self, name: str, tensor: NDArray[Any], update: _Update) -> NDArray[Any]:
+        if "whole" in update.names:  # modules_to_save, biases
+            return self.adapter.read(update.names["whole"]).astype(np.float32)
         a, b = (self.adapter.read(update.names[side]).astype(np.float32) for side in ("A", "B"))
         scale = np.float32(self.config.scale_of(name.removesuffix(".weight")))
         merged: NDArray[Any] = tensor.astype(np.float32) + scale * (b @ a)
@@ -194,15 +197,28 @@ def _check(adapter: Path, info: BaseModelInfo) -> Manifest | None:
     return read_manifest(adapter)
 
 
-def _updates(weights: TensorFile) -> dict[str, _Update]:
+def plan_updates(weights: TensorFile, base: Mapping[str, TensorFile]) -> dict[str, _Update]:
+    """Which tensor of the base each tensor of the adapter changes. Raises MergeError for one that changes none."""
     updates: dict[str, _Update] = {}
-    for name in weights.tensors:
+    strange: list[str] = []
+    for name, info in weights.tensors.items():
         parsed = parse_tensor_name(name)
+        plain = name.removeprefix("base_model.model.")
         if parsed is not None:
-            updates.setdefault(parsed.module, _Update()).names[parsed.side] = name
+            target, role = f"{parsed.module}.weight", str(parsed.side)
         elif ".lora_magnitude_vector" in name:
-            module = name.removeprefix("base_model.model.").split(".lora_magnitude_vector")[0]
-            updates.setdefault(module, _Update()).names["magnitude"] = name
+            target, role = plain.split(".lora_magnitude_vector")[0] + ".weight", "magnitude"
+        else:
+            target, role = plain, "whole"
+        if target not in base or (role == "whole" and base[target].tensors[target].shape != info.shape):
+            strange.append(name)
+        else:
+            updates.setdefault(target, _Update()).names[role] = name
+    if strange:
+        raise MergeError(
+            f"The base has no tensor that {strange[0]} could change ({len(strange)} of that kind): tied embeddings, new "
+            "tokens and LoRA on embeddings cannot be merged."
+        )
     return updates
 
 

@@ -224,9 +224,7 @@ _RULES: dict[str, _Rule] = {
         "bias is {value}: the adapter also changes biases of the base.",
         f"Train with bias='none'. {MERGE_INSTEAD}",
     ),
-    "lora_bias": _neutral(
-        "bias", "lora_bias is {value}: B carries a bias.", f"Train with lora_bias=False. {MERGE_INSTEAD}"
-    ),
+    "lora_bias": _neutral("lora_bias", "lora_bias is {value}: B carries a bias.", "Train with lora_bias=False."),
     "use_dora": _neutral(
         "dora",
         "use_dora is {value}: DoRA rescales the base weights, which a shared engine cannot do.",
@@ -240,7 +238,7 @@ _RULES: dict[str, _Rule] = {
     "trainable_token_indices": _neutral(
         "new_tokens",
         "trainable_token_indices is {value}: rows of the embedding were trained.",
-        f"Train without new or trainable tokens. {MERGE_INSTEAD}",
+        "Train without new or trainable tokens.",
     ),
     "init_lora_weights": _Rule(
         _is_init,
@@ -257,7 +255,7 @@ _RULES: dict[str, _Rule] = {
     "target_parameters": _neutral(
         "unsupported_config",
         "target_parameters is {value}: parameters that are not linear layers were trained.",
-        f"Train LoRA on linear layers only. {MERGE_INSTEAD}",
+        "Train LoRA on linear layers only.",
     ),
     "alora_invocation_tokens": _neutral(
         "unsupported_config",

@@ -340,7 +340,7 @@ def _target_faults(pairs: Mapping[str, _Pair], config: LoraConfig, base: BaseMod
                 "unknown_target",
                 f"target_modules names '{target[:80]}', a layer {base.name} cannot be tuned on.{hint}",
                 f"{CONFIG_FILE}:target_modules",
-                f"It has: {', '.join(sorted({_last(module) for module in base.modules}))}. {MERGE_INSTEAD}",
+                f"Choose among {', '.join(sorted({_last(module) for module in base.modules}))}.",
             )
         elif pairs and not any(f".{module}".endswith(ending) for module in pairs):
             yield Fault(
@@ -441,12 +441,16 @@ def _foreign_tensor(name: str, where: str) -> Fault:
     if "lora_magnitude_vector" in name:
         return Fault("dora", f"{last} belongs to DoRA.", where, f"Train with use_dora=False. {MERGE_INSTEAD}")
     if "embed" in name or "lm_head" in name:
+        whole = "lora" not in name and "base_layer" not in name
         return Fault(
             "embeddings",
             f"{last} changes embeddings or the output head, which a shared engine cannot do per adapter.",
             where,
-            f"Train LoRA on linear layers only, and save with save_embedding_layers=False. {MERGE_INSTEAD}",
+            "Train LoRA on linear layers only, and save with save_embedding_layers=False."
+            + (f" {MERGE_INSTEAD}" if whole else ""),
         )
+    if name.endswith(".lora_B.bias"):
+        return Fault("lora_bias", f"{last} is a bias of B.", where, "Train with lora_bias=False.")
     if name.endswith(".bias"):
         return Fault("bias", f"{last} is a bias.", where, f"Train with bias='none'. {MERGE_INSTEAD}")
     if name.endswith(".weight") and "lora" not in name:
@@ -465,7 +469,7 @@ def _unknown_module(module: str, where: str, base: BaseModelInfo) -> Fault:
             "embeddings",
             f"{shown} is tied to the base's embeddings, which a shared engine cannot change per adapter.",
             where,
-            f"Train LoRA on linear layers only. {MERGE_INSTEAD}",
+            "Train LoRA on linear layers only.",
         )
     layers = [int(number) for name in base.modules for number in re.findall(r"\.(\d+)\.", name)]
     own = re.search(r"\.(\d{1,6})\.", module)

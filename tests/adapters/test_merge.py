@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from adapters.base import open_checkpoint, read_base
 from adapters.errors import MergeError, ParityError
 from adapters.manifest import DataLineage, Golden, Manifest, write_manifest
-from adapters.merge import MergedWeights, ParityReport, Tolerance, judge, merge_adapter
-from adapters.merge import _updates as updates_of
+from adapters.merge import MergedWeights, ParityReport, Tolerance, judge, merge_adapter, plan_updates
 from adapters.parity import Divergence
 from adapters.peft_format import load_config, lora_config
-from adapters.tensors import open_tensors
+from adapters.tensors import open_tensors, save_tensors
 from adapters.validation import EngineLimits, validate_adapter
 from tests.factories import make_adapter, make_base, write_shards
 
@@ -25,7 +24,8 @@ Q0 = "model.layers.0.self_attn.q_proj"
 
 def weights(base: Path, adapter: Path) -> MergedWeights:
     file = open_tensors(adapter / "adapter_model.safetensors")
-    return MergedWeights(open_checkpoint(base), file, lora_config(load_config(adapter)), updates_of(file))
+    tensors = open_checkpoint(base)
+    return MergedWeights(tensors, file, lora_config(load_config(adapter)), plan_updates(file, tensors))
 
 
 def read_all(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -118,11 +118,22 @@ def test_an_adapter_of_other_weights_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("fields", [{"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"peft_type": "LOHA"}])
+@pytest.mark.parametrize("fields", [{"lora_bias": True}, {"trainable_token_indices": [5]}, {"peft_type": "LOHA"}])
 def test_what_the_merge_does_not_know_is_refused_by_name(tmp_path: Path, fields: dict[str, Any]) -> None:
     base = make_base(tmp_path / "base")
     with pytest.raises(MergeError, match=next(iter(fields))):
         merge_adapter(base, make_adapter(tmp_path / "a", base, **fields), tmp_path / "out")
+
+
+def test_a_whole_tensor_the_base_does_not_have_is_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", tied=True)
+    adapter = make_adapter(tmp_path / "a", base, modules_to_save=["lm_head"])
+    file = open_tensors(adapter / "adapter_model.safetensors")
+    tensors = {name: file.read(name) for name in file.tensors}
+    tensors["base_model.model.lm_head.weight"] = np.ones((128, 32), np.float32)
+    save_tensors(adapter / "adapter_model.safetensors", tensors)
+    with pytest.raises(MergeError, match="tied embeddings"):
+        merge_adapter(base, adapter, tmp_path / "out")
 
 
 def manifest(base: Path, goldens: int = 0) -> Manifest:
@@ -187,22 +198,23 @@ def test_a_merged_model_equals_base_plus_adapter_and_can_be_served(tmp_path: Pat
         {"use_rslora": True},
         {"rank_pattern": {"q_proj": 8}, "alpha_pattern": {"layers.1.mlp.up_proj": 32}},
         {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
     ],
-    ids=["rslora", "patterns", "dora"],
+    ids=["rslora", "patterns", "dora", "whole modules"],
 )
 def test_peft_agrees_on_every_kind_of_scale(tmp_path: Path, options: dict[str, Any]) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base = make_base(tmp_path / "base")
+    base = make_base(tmp_path / "base", tied=False)
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **options)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.1)
-            elif "magnitude" in name:
+            elif "magnitude" in name or "modules_to_save" in name:
                 parameter.mul_(1.2)
     model.save_pretrained(tmp_path / "a")
     report = merge_adapter(base, tmp_path / "a", tmp_path / "out", dtype="float32")
