@@ -16,6 +16,7 @@ from adapters.errors import AdapterError
 from gateway.api import adapters, health, models, uploads
 from gateway.api.generation import ENDPOINTS, GenerationEndpoint
 from gateway.errors import GatewayError, InvalidRequestError, error_body, error_headers, error_object_for
+from gateway.idempotency import Idempotency
 from gateway.services import MakeHost, open_services, services_of
 from gateway.settings import Settings
 
@@ -91,5 +92,6 @@ def create_app(settings: Settings | None = None, make_host: MakeHost | None = No
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_unexpected)
+    app.add_middleware(Idempotency, prefixes=("/v1/adapters", "/v1/uploads"))
     app.add_middleware(RequestId)
     return app
