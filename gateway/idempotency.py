@@ -1,8 +1,9 @@
 """A repeated POST is answered like the first one, not done again.
 
-Two requests are the same when one caller sends them to one path with one `Idempotency-Key`; or, since the official client
-sends no such key, when the second says that it is a retry (`x-stainless-retry-count`) and both bodies are equal. Answers are kept
-in this process's memory for a while: a retry comes within seconds. Uploads need none of this: equal content is an equal version.
+Two requests are the same when one caller sends them to one path with one `Idempotency-Key`; or, since the official
+client sends no such key, when the second says that it is a retry (`x-stainless-retry-count`) and both bodies are equal.
+Answers are kept in this process's memory for a while: a retry comes within seconds. Uploads need none of this: equal
+content is an equal version.
 """
 
 import asyncio
