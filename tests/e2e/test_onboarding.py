@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from gateway.canary import corrupted_requests
 from gateway.engines.process import EngineProcess
 from gateway.engines.profile import BASE_NAME
 from gateway.engines.protocol import Engine
+from gateway.errors import EngineUnavailableError
 from gateway.probe import PROMPTS, score
 from gateway.services import OnReady, Services
 from gateway.settings import Settings
@@ -209,9 +211,10 @@ async def test_an_engine_poisoned_behind_the_gateways_back_is_noticed_and_restar
     engine = engine_process.engine
     await engine.load("acme/poison@1-00000000", nan)
     body = {"model": "acme/poison@1-00000000", "prompt": "hello", "max_tokens": 4}
-    async with engine.open("/v1/completions", orjson.dumps(body)) as response:
-        assert response.status == 200  # vLLM finds nothing wrong
-        await response.read()
+    with suppress(EngineUnavailableError):  # the canary may be quicker than the answer
+        async with engine.open("/v1/completions", orjson.dumps(body)) as response:
+            assert response.status == 200  # vLLM finds nothing wrong
+            await response.read()
     async with asyncio.timeout(20):
         await engine_process.reached("restarting")
     async with asyncio.timeout(240):
