@@ -1,0 +1,13 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.machine import Machine
+
+
+@pytest.fixture
+def machine(tmp_path: Path, base_model: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path / "home", base_model)
+    yield made
+    made.run("down")

@@ -1,0 +1,61 @@
+"""What the README tells people to type works, in its order, on a real engine."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.machine import Machine
+from tests.factories import make_adapter
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_two_commands_and_every_other_target_exist() -> None:
+    named = set(re.findall(r"\bmake ([a-z]+)\b", README))
+    assert {"up", "down", "test", "demo"} <= named
+    for target in sorted(named):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_command_of_the_readme_runs(machine: Machine, base_model: Path, tmp_path: Path) -> None:
+    """The blocks marked `run`, on an installation that `lorikeet up` has just made; ADAPTER stands for a PEFT folder."""
+    first = machine.json("up")
+    adapters = {
+        name: str(make_adapter(tmp_path / name, base_model, rank=8, seed=len(name))) for name in ("ADAPTER", "ADAPTER2")
+    }
+    script = "\n".join(["set -euo pipefail", *blocks("sh run")])
+    script = re.sub(r"\bADAPTER2?\b", lambda found: adapters[found[0]], script)
+    script = script.replace("configs/", f"{ROOT}/configs/")
+    environment = machine.environment | {
+        "LORIKEET_URL": first["url"],
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        ["bash", "-x", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (tmp_path / "merged" / "config.json").is_file()
+    assert '"ready":true' in done.stdout
+
+
+def test_the_python_example_is_the_official_clients(machine: Machine) -> None:
+    """The example as printed, but for the address, the key and the adapter's name."""
+    first = machine.json("up")
+    (example,) = blocks("python")
+    example = example.replace("http://127.0.0.1:8080", first["url"]).replace("lk-…", first["key"])
+    example = example.replace('model="support"', f'model="{first["base_model"]}"')
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
