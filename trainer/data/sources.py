@@ -52,7 +52,7 @@ def named_entities(content: bytes, *, system: str, max_words: int, keep_empty: f
         if len(text.split()) > max_words:
             continue
         if ideal == NO_ENTITIES:
-            if empty >= keep_empty * (filled + empty + 1):
+            if empty + 1 > keep_empty * (filled + empty + 1):
                 continue
             empty += 1
         else:

@@ -2,7 +2,23 @@
 
 from typing import Any
 
+import torch
+from torch.nn.functional import cross_entropy
 from trl import SFTTrainer
+
+
+def answers_loss(model: Any, inputs: dict[str, Any], tokens: Any) -> tuple[torch.Tensor, Any]:
+    """(mean negative log-likelihood of the labelled tokens, the model's output).
+
+    inputs: input_ids, attention_mask, labels, each [rows, length]; labels are -100 where nothing is learned.
+    tokens: divides the sum, where gradients of several batches are accumulated; None: the batch's own count.
+    """
+    targets = inputs["labels"][:, 1:]
+    wanted = (targets != -100).any(dim=0).nonzero()[:, 0]  # columns in which some row has an answer
+    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    outputs = model(**rest, logits_to_keep=wanted)
+    summed = cross_entropy(outputs.logits.float().flatten(0, 1), targets[:, wanted].flatten(), reduction="sum")
+    return summed / ((targets != -100).sum() if tokens is None else tokens), outputs
 
 
 class AnswersOnlyTrainer(SFTTrainer):  # type: ignore[misc]
@@ -15,13 +31,5 @@ class AnswersOnlyTrainer(SFTTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        from torch.nn.functional import cross_entropy
-
-        targets = inputs["labels"][:, 1:]
-        wanted = (targets != -100).any(dim=0).nonzero()[:, 0]  # columns in which some row has an answer
-        rest = {name: value for name, value in inputs.items() if name != "labels"}
-        outputs = model(**rest, logits_to_keep=wanted)
-        summed = cross_entropy(outputs.logits.float().flatten(0, 1), targets[:, wanted].flatten(), reduction="sum")
-        tokens = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = summed / tokens
+        loss, outputs = answers_loss(model, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss

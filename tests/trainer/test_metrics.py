@@ -1,0 +1,77 @@
+"""Metrics: known answers, and the paired test against its definition."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.evaluation.metrics import Judged, judge, mcnemar, summarise
+
+
+def label(wanted: str, given: str, stopped: bool = True) -> Judged:
+    return judge("classification", wanted, given, stopped=stopped, labels=["acq", "earn"])
+
+
+def as_json(wanted: str, given: str) -> Judged:
+    return judge("json", wanted, given, stopped=True, labels=[])
+
+
+def test_a_label_may_differ_in_case_and_full_stop_only() -> None:
+    assert label("earn", " Earn.\n").correct
+    assert not label("earn", "earn acq").valid
+    assert label("earn", "acq").valid
+    assert not label("earn", "acq").correct
+
+
+def test_classification_is_summed_up() -> None:
+    judged = [label("earn", "earn"), label("earn", "acq"), label("acq", "acq"), label("acq", "nonsense", stopped=False)]
+    metrics = summarise("classification", judged)
+    assert metrics == {
+        "accuracy": 0.5,
+        "macro_f1": pytest.approx((2 / 3 + 0.5) / 2),
+        "valid_rate": 0.75,
+        "stop_rate": 0.75,
+    }
+
+
+def test_json_is_compared_by_value_and_field() -> None:
+    wanted = '{"person": ["Ann", "Bob"], "place": []}'
+    same = as_json(wanted, '{"place":[],"person":["Ann","Bob"]}')
+    half = as_json(wanted, '{"person": ["Ann"], "place": []}')
+    other = as_json(wanted, '{"person": "Ann"}')
+    prose = as_json(wanted, 'Here it is: {"person": []}')
+    assert same.correct
+    assert not half.correct
+    assert not prose.valid
+    metrics = summarise("json", [same, half, other, prose])
+    assert metrics["valid_rate"] == 0.75
+    assert metrics["schema_rate"] == 0.5
+    assert metrics["exact_match"] == 0.25
+    assert metrics["field_f1"] == pytest.approx(2 * 4 / (4 + 8))
+
+
+def test_rows_without_any_value_count_as_found() -> None:
+    assert summarise("json", [as_json('{"a": []}', '{"a": []}')])["field_f1"] == 1.0
+
+
+@pytest.mark.parametrize(("lost", "gained", "p"), [(0, 0, 1.0), (5, 0, 0.0625), (0, 6, 0.03125), (1, 7, 0.0703125)])
+def test_the_paired_p_has_its_known_values(lost: int, gained: int, p: float) -> None:
+    first = [True] * lost + [False] * gained + [True] * 3
+    second = [False] * lost + [True] * gained + [True] * 3
+    assert mcnemar(first, second) == pytest.approx(p)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
+def test_the_paired_p_is_a_probability_and_symmetric(pairs: list[tuple[bool, bool]]) -> None:
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    p = mcnemar(first, second)
+    assert 0 <= p <= 1
+    assert math.isclose(p, mcnemar(second, first))
+
+
+@given(st.text(), st.text())
+def test_no_answer_breaks_a_judge(wanted: str, given: str) -> None:
+    for task in ("classification", "json"):
+        metrics = summarise(task, [judge(task, wanted, given, stopped=True, labels=[wanted])])
+        assert all(0 <= value <= 1 for value in metrics.values())
