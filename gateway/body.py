@@ -19,7 +19,7 @@ _SAMPLING = frozenset(
     # the engine's own extensions
     "top_k min_p repetition_penalty length_penalty stop_token_ids include_stop_str_in_output ignore_eos min_tokens "
     "skip_special_tokens spaces_between_special_tokens bad_words allowed_token_ids structured_outputs response_format "
-    "return_token_ids prompt_logprobs truncate_prompt_tokens".split()
+    "return_token_ids truncate_prompt_tokens".split()
 )
 # OpenAI's bookkeeping: meaningless here, so harmless to accept.
 _WITHOUT_EFFECT = frozenset(
@@ -31,6 +31,9 @@ _RESERVED = frozenset(
     "cache_salt priority request_id chat_template chat_template_kwargs kv_transfer_params vllm_xargs use_beam_search "
     "mm_processor_kwargs add_special_tokens documents data_parallel_rank".split()
 )
+
+# Scores of the prompt: a row of vocabulary size for each of its tokens, enough to exhaust an engine's memory for everybody.
+_PROMPT_SCORES = frozenset(["prompt_logprobs", "echo"])
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,20 @@ CHAT = Endpoint(
     path="/v1/chat/completions",
     fields=_SAMPLING
     | frozenset(
-        "messages model logprobs top_logprobs tools tool_choice parallel_tool_calls reasoning_effort echo "
+        "messages model logprobs top_logprobs tools tool_choice parallel_tool_calls reasoning_effort "
         "add_generation_prompt continue_final_message include_reasoning".split()
     ),
     cap="max_tokens",
     cap_aliases=("max_completion_tokens",),
-    unsupported=frozenset("functions function_call audio modalities prediction web_search_options".split()),
+    unsupported=_PROMPT_SCORES
+    | frozenset("functions function_call audio modalities prediction web_search_options".split()),
 )
 COMPLETIONS = Endpoint(
     path="/v1/completions",
-    fields=_SAMPLING | frozenset(["prompt", "model", "logprobs", "echo"]),
+    fields=_SAMPLING | frozenset(["prompt", "model", "logprobs"]),
     cap="max_tokens",
     required="prompt",
-    unsupported=frozenset(["suffix", "best_of"]),
+    unsupported=_PROMPT_SCORES | frozenset(["suffix", "best_of"]),
 )
 RESPONSES = Endpoint(
     path="/v1/responses",
@@ -82,7 +86,7 @@ TOKENIZE = Endpoint(
     required="",
 )
 
-_NEUTRAL: dict[str, Any] = {"modalities": ["text"], "best_of": 1, "background": False, "suffix": ""}
+_NEUTRAL: dict[str, Any] = {"modalities": ["text"], "best_of": 1, "background": False, "suffix": "", "echo": False}
 
 
 @dataclass(frozen=True)

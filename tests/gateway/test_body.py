@@ -76,6 +76,8 @@ def test_a_null_is_as_good_as_absent() -> None:
 
 def test_what_nothing_here_can_do_is_refused_unless_it_asks_for_nothing() -> None:
     assert refusal({"messages": MESSAGES, "functions": [{}]}).code == "unsupported_parameter"
+    assert refusal({"messages": MESSAGES, "prompt_logprobs": 1}).code == "unsupported_parameter"
+    assert refusal({"prompt": "Hi", "echo": True}, COMPLETIONS).code == "unsupported_parameter"
     assert "modalities" not in chat(modalities=["text"])
 
 
