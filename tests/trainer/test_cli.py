@@ -77,6 +77,7 @@ def test_an_evaluation_without_a_key_says_where_one_comes_from() -> None:
         cli.operator_key()
 
 
+@pytest.mark.slow
 def test_training_prints_where_the_adapter_is(tiny_base: Path, tmp_path: Path) -> None:
     arguments = ["smoke", "--set", f"base={tiny_base}", "--set", "precision=fp32", "--set", "max_tokens=512"]
     arguments += ["--set", "optimizer.max_steps=1", "--set", "lora.r=2", "--out", str(tmp_path / "adapter"), "--json"]

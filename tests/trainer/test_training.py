@@ -11,15 +11,14 @@ from adapters.base import read_base
 from adapters.home import Home
 from adapters.validation import EngineLimits, validate_adapter
 from trainer.config import TrainConfig
-from trainer.data.chat import write_rows
-from trainer.data.sources import chat_row
-from trainer.data.training import fixed_answer, golden_rows, load_training_data
-from trainer.errors import DataError, TrainingError
-from trainer.methods.sft import Progress, count_steps, train_sft
+from trainer.data.training import fixed_answer
+from trainer.errors import TrainingError
+from trainer.methods.sft import Progress, train_sft
 from trainer.run import Finished, last_run_folder, render_rows, run_training
 from trainer.template import load_renderer
 
 pytestmark = [
+    pytest.mark.slow,  # some seconds, most of them for importing TRL
     # torch 2.13's own deprecation, reached through transformers and accelerate
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),
     pytest.mark.filterwarnings("ignore::FutureWarning:torch.*"),
@@ -105,7 +104,6 @@ def test_the_run_keeps_its_configuration_and_mask_receipt(finished: Finished) ->
     assert math.isfinite(finished.manifest.metrics["eval_loss"])
 
 
-@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(finished: Finished, tiny_base: Path, tmp_path: Path) -> None:
     class KilledError(Exception):
         pass
@@ -167,35 +165,3 @@ def test_one_answer_is_learned(tiny_base: Path, tmp_path: Path) -> None:
     train_sft(config, tiny_base, renderer, train, evaluation, tmp_path, report=lambda p: losses.append(p.loss))
     measured = [loss for loss in losses if math.isfinite(loss)]
     assert measured[-1] < measured[0] / 2
-
-
-@pytest.mark.parametrize(("rows", "steps"), [(4, 2), (5, 4), (400, 6)])
-def test_steps_are_counted_before_the_run(tiny_base: Path, rows: int, steps: int) -> None:
-    assert count_steps(settings(tiny_base), rows) == steps
-
-
-def test_rows_that_are_all_too_long_are_an_error(tiny_base: Path) -> None:
-    with pytest.raises(TrainingError, match="max_tokens=9"):
-        render_rows(load_renderer(tiny_base), fixed_answer("Yes.").train, max_tokens=9)
-
-
-def test_ones_own_file_is_deduplicated_and_split(tiny_base: Path, tmp_path: Path) -> None:
-    rows = [chat_row("s", f"question {number % 20}", "yes") for number in range(25)]
-    write_rows(tmp_path / "mine.jsonl", rows)
-    config = settings(tiny_base, answer=None, data={"train": "mine.jsonl", "licence": "CC0-1.0"})
-    data = load_training_data(config, relative_to=tmp_path, fetch=lambda name: tmp_path)
-    assert (len(data.train), len(data.eval)) == (18, 2)
-    assert data.lineage[0].licence == "CC0-1.0"
-    assert len(data.lineage[0].digest) == 64
-
-
-def test_a_faulty_own_file_names_file_and_line(tiny_base: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.jsonl").write_text('{"messages": []}\n')
-    config = settings(tiny_base, answer=None, data={"train": "mine.jsonl"})
-    with pytest.raises(DataError, match=r"mine.jsonl:1: .*empty"):
-        load_training_data(config, relative_to=tmp_path, fetch=lambda name: tmp_path)
-
-
-def test_goldens_show_different_answers() -> None:
-    rows = [chat_row("s", f"q{number}", label) for number, label in enumerate("aaaaabc")]
-    assert {row[-1]["content"] for row in golden_rows(rows, 3)} == {"a", "b", "c"}
