@@ -18,7 +18,9 @@ stamp_of() { # LOCK: changes with the lock, with what the project declares, and 
 }
 
 need_libnuma() { # the CPU engine links against it
-  ldconfig -p | grep -q 'libnuma\.so\.1' && return
+  local libraries
+  libraries=$(PATH=$PATH:/usr/sbin:/sbin ldconfig -p)
+  [[ $libraries == *libnuma.so.1* ]] && return
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     say "Installing the Debian package libnuma1"
     { apt-get update -qq && apt-get install -y -qq libnuma1; } >&2 || fail "libnuma1 could not be installed."
@@ -36,9 +38,9 @@ install_torch_with_uv() { # REST
   awk '/^[A-Za-z]/ { torch = /^torch==/ } !torch' "locks/$lock.txt" >"$1"
 }
 
-[ "$lock" = gateway ] || need_libnuma
 [ "$(cat "$venv/lorikeet-$lock.stamp" 2>/dev/null)" = "$(stamp_of "$lock")" ] && exit 0
 
+[ "$lock" = gateway ] || need_libnuma
 make_venv "$venv"
 pip=("$venv/bin/pip" --disable-pip-version-check)
 requirements=locks/$lock.txt
