@@ -12,7 +12,7 @@ VENV := .venv
 DEV_VENV := $(if $(filter gpu,$(PROFILE)),.venv-dev,.venv)
 BIN := $(VENV)/bin
 DEV := $(DEV_VENV)/bin
-CODE := adapters gateway trainer loadtests tests scripts lorikeet.py
+CODE := adapters gateway trainer loadtests benchmarks tests scripts lorikeet.py
 
 ifeq ($(PROFILE),cpu)
 export LORIKEET_ENGINE ?= cpu
@@ -64,11 +64,10 @@ lint: install-dev ## Ruff and the import rules between the rooms
 types: install-dev ## mypy --strict
 	@$(DEV)/mypy
 
-ifneq ($(wildcard scripts/bench.py),)
 .PHONY: bench
-bench: install-dev ## Measure what docs/benchmarks.md reports
-	@PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/python scripts/bench.py
-endif
+bench: install-dev ## Measure what docs/benchmarks.md reports, on a running `make up`; about fifteen minutes
+	@export PATH="$(CURDIR)/$(DEV):$$PATH"; \
+	for name in start overhead swap; do $(DEV)/python -m benchmarks.$$name; done
 
 ##@ Install
 

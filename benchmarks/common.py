@@ -8,7 +8,8 @@ import random
 import statistics
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,24 @@ def _plain(value: Any) -> Any:
     raise TypeError(type(value))
 
 
-def lorikeet(*arguments: str) -> Any:
+def lorikeet(*arguments: str, environment: Mapping[str, str] | None = None) -> Any:
     """Run a command of ours and read the JSON it prints. Raises CalledProcessError, its output shown."""
-    done = subprocess.run(["lorikeet", *arguments, "--json"], stdout=subprocess.PIPE, text=True, check=True)
+    command = ["lorikeet", *arguments, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(done.stdout)
+
+
+def first_tenant() -> str:
+    name: str = lorikeet("tenants", "list")["data"][0]["name"]
+    return name
+
+
+@contextmanager
+def temporary_key(*scopes: str) -> Iterator[str]:
+    """A key of the first tenant, revoked at the end."""
+    wanted = [part for scope in scopes for part in ("--scope", scope)]
+    made = lorikeet("keys", "create", "--tenant", first_tenant(), *wanted, "--name", "benchmark")
+    try:
+        yield made["key"]
+    finally:
+        lorikeet("keys", "revoke", made["id"])

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.common import Timing, lorikeet, percentile, prompt, save, timed_stream
+from benchmarks.common import Timing, lorikeet, percentile, prompt, save, temporary_key, timed_stream
 from gateway.services import base_folder
 from gateway.settings import Settings
 from tests.factories import make_adapter, zip_folder
@@ -104,13 +104,8 @@ def main() -> None:
     parser.add_argument("--swaps", type=int, default=10)
     swaps = parser.parse_args().swaps
     status = lorikeet("status")
-    tenant = lorikeet("tenants", "list")["data"][0]["name"]
-    scopes = [part for scope in ("inference", "adapters:read", "adapters:write") for part in ("--scope", scope)]
-    made = lorikeet("keys", "create", "--tenant", tenant, *scopes, "--name", "benchmark")
-    try:
-        results = asyncio.run(measure(swaps, made["key"], status))
-    finally:
-        lorikeet("keys", "revoke", made["id"])
+    with temporary_key("inference", "adapters:read", "adapters:write") as key:
+        results = asyncio.run(measure(swaps, key, status))
     summary: dict[str, Any] = {}
     table = Table("", "answers", "failed", "gap P50", "gap P99", "longest gap", title="longest gap of each stream, ms")
     for name in ("calm", "swapped"):

@@ -12,7 +12,7 @@ from typing import Annotated, cast
 from fastapi import Depends
 from starlette.requests import Request
 
-from adapters.base import BaseModelInfo, load_spec, read_base
+from adapters.base import BaseModelInfo, find_base, read_base
 from adapters.blobs import BlobStore, materialise
 from adapters.database import open_database
 from adapters.home import Home
@@ -85,9 +85,8 @@ CallerDep = Annotated[Caller, Depends(caller_of)]
 
 
 def base_folder(settings: Settings) -> Path:
-    """Where the configured base model lies, prepared: its own path, or its place in the data folder."""
-    path = Path(settings.base).expanduser()
-    return path if path.is_dir() else settings.home.models / load_spec(settings.base).slug
+    """Where the configured base model lies once it is prepared."""
+    return find_base(settings.base, settings.home.models)
 
 
 def chosen_profile(settings: Settings) -> EngineProfile:
