@@ -23,6 +23,7 @@ from adapters.errors import BaseModelError, InvalidAdapterError
 from adapters.manifest import BaseFingerprint
 from adapters.names import check_name
 from adapters.tensors import DTYPES, TensorFile, TensorInfo, open_tensors
+from adapters.wording import one_line
 
 INFO_FILE = "lorikeet-base.json"
 SHIPPED = Path(__file__).parents[1] / "configs" / "bases"
@@ -112,7 +113,7 @@ def load_spec(name_or_path: str | Path = DEFAULT_BASE) -> BaseSpec:
     try:
         spec = BaseSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError) as exc:
-        raise BaseModelError(f"{path}: {exc}") from exc
+        raise BaseModelError(f"{path}: {one_line(exc)}") from exc
     if spec.folder is not None:
         spec = spec.model_copy(update={"folder": (path.parent / spec.folder.expanduser()).resolve()})
     return spec
@@ -151,7 +152,9 @@ def read_base(folder: Path) -> BaseModelInfo:
     except FileNotFoundError as exc:
         raise BaseModelError(f"{folder} is no prepared base model. Prepare one with: lorikeet base prepare") from exc
     except (OSError, ValidationError) as exc:
-        raise BaseModelError(f"{path} cannot be read: {exc}. Prepare the base again: lorikeet base prepare") from exc
+        raise BaseModelError(
+            f"{path} cannot be read: {one_line(exc)}. Prepare the base again: lorikeet base prepare"
+        ) from exc
 
 
 def write_base(folder: Path, info: BaseModelInfo) -> None:
@@ -249,7 +252,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
             if not isinstance(config.get(name), int):
                 raise BaseModelError(f"{folder}/config.json does not give {name}.")
     except (OSError, ValueError, AttributeError, TypeError) as exc:
-        raise BaseModelError(f"{folder} is no transformers checkpoint: config.json cannot be read ({exc}).") from exc
+        raise BaseModelError(
+            f"{folder} is no transformers checkpoint: config.json cannot be read: {one_line(exc)}."
+        ) from exc
     return dict(config)
 
 
@@ -315,6 +320,7 @@ def _square(piece: bytes, info: TensorInfo) -> float:
 def _local(folder: Path | None) -> Path:
     if folder is None or not folder.is_dir():
         raise BaseModelError(f"The base model's folder {folder} does not exist.")
+    read_model_config(folder)  # what is no checkpoint is named by its own folder, not by the copy's
     return folder
 
 

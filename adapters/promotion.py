@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import AdapterError, GateRefusedError
 from adapters.manifest import EvaluationScore
+from adapters.wording import one_line
 
 Rival = Literal["base", "few-shot", "predecessor"]
 
@@ -74,10 +75,9 @@ def load_policy(path: Path) -> PromotionPolicy:
     try:
         return PromotionPolicy.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except ValidationError as exc:
-        wrong = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in exc.errors())
-        raise AdapterError(f"The promotion policy {path} is not valid: {wrong}") from exc
+        raise AdapterError(f"The promotion policy {path} is not valid: {one_line(exc)}") from exc
     except (OSError, yaml.YAMLError) as exc:
-        raise AdapterError(f"The promotion policy {path} cannot be read: {exc}") from exc
+        raise AdapterError(f"The promotion policy {path} cannot be read: {one_line(exc)}") from exc
 
 
 def decide_promotion(

@@ -184,7 +184,7 @@ def load_scenario(path: Path) -> Scenario:
     except (OSError, UnicodeDecodeError) as exc:
         raise ScenarioError(str(path), [f"cannot be read: {exc}"]) from exc
     except yaml.YAMLError as exc:
-        raise ScenarioError(str(path), [f"not YAML: {exc}"]) from exc
+        raise ScenarioError(str(path), [_broken(exc)]) from exc
     if not isinstance(content, dict):
         raise ScenarioError(str(path), ["expected a mapping at the top (name, load, phases, …)"])
     try:
@@ -197,6 +197,12 @@ def load_scenario(path: Path) -> Scenario:
         requests = scenario.requests.model_copy(update={"prompts": prompts})
         scenario = scenario.model_copy(update={"requests": requests})
     return scenario
+
+
+def _broken(exc: yaml.YAMLError) -> str:
+    if isinstance(exc, yaml.MarkedYAMLError) and exc.problem_mark is not None:
+        return f"line {exc.problem_mark.line + 1}: not YAML: {exc.problem or exc.context}"
+    return f"not YAML: {' '.join(str(exc).split())}"
 
 
 def _fault(root: yaml.Node | None, error: Any) -> str:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from adapters.home import home
+from adapters.wording import one_line
 from trainer.errors import ConfigError
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -280,7 +281,9 @@ def advise_command(
         try:
             given = yaml.safe_load(facts_file.read_text(encoding="utf-8")) or {}
         except (OSError, yaml.YAMLError) as exc:
-            raise ConfigError(f"{facts_file} cannot be read: {exc}") from exc
+            raise ConfigError(f"{facts_file} cannot be read: {one_line(exc)}") from exc
+        if not isinstance(given, dict):
+            raise ConfigError(f"{facts_file} is not a mapping of facts.")
     flags = {
         "examples": examples,
         "gap": gap,
@@ -294,8 +297,8 @@ def advise_command(
         facts = TaskFacts.model_validate(
             {**given, **{name: value for name, value in flags.items() if value is not None}}
         )
-    except (ValidationError, TypeError) as exc:
-        raise ConfigError(f"The facts cannot be used: {exc}") from exc
+    except ValidationError as exc:
+        raise ConfigError(f"The facts cannot be used: {one_line(exc)}") from exc
     advice = advise(facts)
     if as_json:
         print_json(advice.model_dump(mode="json"))

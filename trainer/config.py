@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adapters.manifest import ServingDefaults
+from adapters.wording import one_line
 from trainer.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -102,7 +103,7 @@ def load_config(path: Path, model: type[Config], overrides: Sequence[str] = ()) 
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as exc:
-        raise ConfigError(f"{path} cannot be read: {exc}") from exc
+        raise ConfigError(f"{path} cannot be read: {one_line(exc)}") from exc
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} is not a mapping of settings.")
     for override in overrides:
@@ -110,8 +111,7 @@ def load_config(path: Path, model: type[Config], overrides: Sequence[str] = ()) 
     try:
         return model.model_validate(raw)
     except ValidationError as exc:
-        faults = [f"{'.'.join(map(str, error['loc'])) or 'file'}: {error['msg']}" for error in exc.errors()]
-        raise ConfigError(f"{path}: " + "; ".join(faults)) from exc
+        raise ConfigError(f"{path}: {one_line(exc)}") from exc
 
 
 def with_override(raw: dict[str, Any], override: str) -> dict[str, Any]:

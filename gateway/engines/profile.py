@@ -12,6 +12,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from adapters.wording import one_line
 from gateway.errors import EngineStartError
 
 BASE_NAME = "base"  # what the engine calls the base model; no adapter's engine name is without a '/'
@@ -88,7 +89,7 @@ def load_profile(name_or_path: str | Path) -> EngineProfile:
     try:
         return EngineProfile.model_validate({"name": path.stem} | yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError, TypeError) as exc:
-        raise EngineStartError(f"The engine profile {path} is not valid: {exc}") from exc
+        raise EngineStartError(f"The engine profile {path} is not valid: {one_line(exc)}") from exc
 
 
 def engine_arguments(profile: EngineProfile, *, model: Path, socket: Path) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from adapters.wording import one_line
 from trainer.errors import ConfigError, FetchError
 
 CATALOG = Path(__file__).parents[2] / "configs" / "data"
@@ -65,7 +66,7 @@ def load_dataset_spec(name: str) -> DatasetSpec:
     try:
         return DatasetSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError) as exc:
-        raise ConfigError(f"{path}: {exc}") from exc
+        raise ConfigError(f"{path}: {one_line(exc)}") from exc
 
 
 def read_card(folder: Path) -> DatasetCard | None:
@@ -76,4 +77,4 @@ def read_card(folder: Path) -> DatasetCard | None:
     try:
         return DatasetCard.model_validate_json(path.read_bytes())
     except ValidationError as exc:
-        raise FetchError(f"{path} cannot be read: {exc}. Fetch again with --force.") from exc
+        raise FetchError(f"{path} cannot be read: {one_line(exc)}. Fetch again with --force.") from exc
