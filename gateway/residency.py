@@ -8,8 +8,8 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +42,14 @@ class Residency:
         self._capacity = capacity
         self._settings = settings
         self._engine: Engine | None = None
+        self._claims: Counter[str] = Counter()  # leases, and those who wait for their turn to take one
         self._leases: Counter[str] = Counter()
         self._loaded: OrderedDict[str, AdapterVersion] = OrderedDict()  # least recently used first
         self._used_s: dict[str, float] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._loading = asyncio.Lock()  # one load at a time: each stops the engine's streams
         self._next_load_s = 0.0
-        self._released = asyncio.Condition()
+        self._released = asyncio.Event()  # set, and replaced, when the last claim on a name ends
 
     @property
     def resident(self) -> list[str]:
@@ -65,6 +66,20 @@ class Residency:
             await engine.load(name, await self._fetch(version))
             self._note_loaded(version)
 
+    @contextmanager
+    def claim(self, version: AdapterVersion) -> Iterator[None]:
+        """Keep the version from being forgotten, loaded or not: for a request that waits for its turn to hold it."""
+        name = version.engine_name
+        self._claims[name] += 1
+        try:
+            yield
+        finally:
+            self._claims[name] -= 1
+            if not self._claims[name]:
+                del self._claims[name]
+                self._released.set()
+                self._released = asyncio.Event()
+
     @asynccontextmanager
     async def hold(self, version: AdapterVersion) -> AsyncIterator[Held]:
         """Lease the version: loaded before the body runs, not removed before it ends.
@@ -72,29 +87,28 @@ class Residency:
         Raises NoReplicaError without an engine, AdapterLoadError or EngineUnavailableError when the load fails.
         """
         name = version.engine_name
-        self._leases[name] += 1
-        try:
-            load_s = 0.0
-            if name not in self._loaded:
-                started_s = time.monotonic()
-                await self._ensure(version)
-                load_s = time.monotonic() - started_s
-            self._touch(name)
-            if self._engine is None:
-                raise NoReplicaError
-            yield Held(self._engine, load_s)
-        finally:
-            self._touch(name)
-            self._leases[name] -= 1
-            if not self._leases[name]:
-                del self._leases[name]
-                async with self._released:
-                    self._released.notify_all()
+        with self.claim(version):
+            self._leases[name] += 1
+            try:
+                load_s = 0.0
+                if name not in self._loaded:
+                    started_s = time.monotonic()
+                    await self._ensure(version)
+                    load_s = time.monotonic() - started_s
+                self._touch(name)
+                if self._engine is None:
+                    raise NoReplicaError
+                yield Held(self._engine, load_s)
+            finally:
+                self._touch(name)
+                self._leases[name] -= 1
+                if not self._leases[name]:
+                    del self._leases[name]
 
     async def forget(self, name: str) -> None:
-        """Wait until nobody holds a lease on the engine name, then free it in the engine."""
-        async with self._released:
-            await self._released.wait_for(lambda: not self._leases[name])
+        """Wait until nobody claims the engine name, then free it in the engine."""
+        while self._claims[name]:
+            await self._released.wait()
         await self._remove(name)
 
     def mark_missing(self, name: str) -> None:

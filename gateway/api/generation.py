@@ -115,17 +115,21 @@ class GenerationEndpoint:
         assert caller.tenant is not None  # noqa: S101 - `require` has seen to it
         target = passage.target
         replica = services.fleet.choose(target.engine_name)
-        async with replica.admission.turn(caller.tenant.name, target.engine_name, weight=caller.tenant.weight) as turn:
-            passage.queue_s = turn.queue_s
-            try:
-                await self._generate(passage, replica, services, send)
-            except EngineAnswerError as exc:
-                if exc.status != 404 or target.version is None or send.started:
-                    raise
-                replica.residency.mark_missing(target.version.engine_name)  # the engine lost it: load and ask once more
-                await self._generate(passage, replica, services, send)
-            finally:
-                turn.tokens = max(1, passage.outcome.tokens)
+        claim = replica.residency.claim(target.version) if target.version else contextlib.nullcontext()
+        with claim:  # from now on, so that a version deleted while this waits in the queue still answers
+            tenant = caller.tenant
+            async with replica.admission.turn(tenant.name, target.engine_name, weight=tenant.weight) as turn:
+                passage.queue_s = turn.queue_s
+                try:
+                    await self._generate(passage, replica, services, send)
+                except EngineAnswerError as exc:
+                    if exc.status != 404 or target.version is None or send.started:
+                        raise
+                    # the engine lost it: load and ask once more
+                    replica.residency.mark_missing(target.version.engine_name)
+                    await self._generate(passage, replica, services, send)
+                finally:
+                    turn.tokens = max(1, passage.outcome.tokens)
 
     async def _generate(self, passage: Passage, replica: Replica, services: Services, send: "SendGuard") -> None:
         async with contextlib.AsyncExitStack() as stack:

@@ -59,6 +59,12 @@ def chat(model: str, **fields: object) -> dict[str, object]:
     return {"model": model, "messages": MESSAGES, **fields}
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  the conditions are the engine's and the queue's, which tell no event
+            await asyncio.sleep(0.005)
+
+
 async def test_an_adapter_answers_under_its_own_name(gateway: Gateway, publish: Publish) -> None:
     await publish("support", text="Have you tried turning it off?")
     async with await gateway.client() as client:
@@ -338,3 +344,28 @@ async def test_a_tenant_at_its_limit_waits_and_others_do_not(tmp_path: Path, tin
             assert int(refused.headers["retry-after-ms"]) > 0
             assert (await other.post("/v1/chat/completions", json=chat(model))).status_code == 200
             assert (await first).status_code == 200
+
+
+async def test_a_version_deleted_while_its_request_waits_for_a_turn_still_answers(
+    gateway: Gateway, publish: Publish
+) -> None:
+    await publish("other")
+    await publish("support", text="Still here.")
+    onboarding = gateway.services.onboarding
+    onboarding.departures.grace_s = 0.0
+    admission = gateway.services.fleet.replicas[0].admission
+    gateway.engine.stall()
+    async with await gateway.client() as client:
+        running = asyncio.create_task(client.post("/v1/chat/completions", json=chat("other")))
+        await until(lambda: bool(gateway.engine.in_flight))
+        queued = asyncio.create_task(client.post("/v1/chat/completions", json=chat("support")))
+        await until(lambda: admission.waiting == 1)  # one slot is for adapters, the other stays spare
+        await onboarding.delete_adapter("acme", "support", actor="test")
+        await asyncio.sleep(0.1)
+        gateway.engine.wake()
+        answer = await queued
+        await running
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"] == "Still here."
+    await onboarding.departures.done()
+    assert not [name for name in gateway.engine.voices if name.startswith("acme/support@")]
