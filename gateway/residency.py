@@ -13,9 +13,10 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.errors import AdapterError
 from adapters.registry import AdapterVersion
 from gateway.engines.protocol import Engine
-from gateway.errors import EngineUnavailableError, NoReplicaError
+from gateway.errors import EngineUnavailableError, GatewayError, NoReplicaError
 from gateway.settings import ResidencySettings
 
 logger = logging.getLogger(__name__)
@@ -57,14 +58,19 @@ class Residency:
         return list(self._loaded)
 
     async def restore(self, engine: Engine) -> None:
-        """Bring a fresh engine to what the last one held and production needs. Called before it takes requests."""
+        """Bring a fresh engine to what the last one held and production needs. Called before it takes requests.
+
+        A version that cannot be fetched or loaded is left out: one tenant's adapter must not keep the engine from all.
+        Raises EngineUnavailableError when the engine goes away meanwhile.
+        """
         wanted = {version.engine_name: version for version in self._production()}
         wanted |= {name: version for name, version in self._loaded.items() if self._leases[name]}
         self._loaded.clear()
         self._engine = engine
-        for name, version in list(wanted.items())[: self._capacity]:
-            await engine.load(name, await self._fetch(version))
-            self._note_loaded(version)
+        for version in list(wanted.values())[: self._capacity]:
+            with _without_the_broken(version):
+                await engine.load(version.engine_name, await self._fetch(version))
+                self._note_loaded(version)
 
     @contextmanager
     def claim(self, version: AdapterVersion) -> Iterator[None]:
@@ -125,7 +131,8 @@ class Residency:
                 await self._remove(name)
         for name, version in production.items():
             if self._engine is not None and name not in self._loaded and len(self._loaded) < self._capacity - 1:
-                await self._ensure(version)
+                with _without_the_broken(version):
+                    await self._ensure(version)
 
     async def reconcile(self) -> None:
         """Make our list agree with the engine's: it is the truth about what it holds, we are about what it should."""
@@ -204,3 +211,14 @@ class Residency:
         self._used_s[name] = time.monotonic()
         if name in self._loaded:
             self._loaded.move_to_end(name)
+
+
+@contextmanager
+def _without_the_broken(version: AdapterVersion) -> Iterator[None]:
+    """Log a version that cannot be fetched or loaded and go on with the next; an engine that is away ends the round."""
+    try:
+        yield
+    except EngineUnavailableError:
+        raise
+    except (AdapterError, GatewayError, OSError) as exc:
+        logger.error("adapter left out", extra={"adapter": version.engine_name, "reason": str(exc)})

@@ -139,3 +139,14 @@ async def test_without_an_engine_there_is_no_lease(shelf: Shelf) -> None:
     with pytest.raises(NoReplicaError):
         async with residency.hold(version("a")):
             pass
+
+
+async def test_a_version_that_cannot_be_loaded_keeps_no_other_from_the_engine(shelf: Shelf) -> None:
+    engine = EchoEngine()
+    engine.refuse(version("broken").engine_name)
+    shelf.production = [version("broken"), version("a")]
+    residency = await resident(shelf, engine)
+    assert residency.resident == [version("a").engine_name]
+    shelf.production.append(version("b"))
+    await residency.sweep()
+    assert residency.resident == [version("a").engine_name, version("b").engine_name]
