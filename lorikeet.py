@@ -5,7 +5,7 @@ import inspect
 import re
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -102,16 +102,24 @@ def _root() -> None:
 
 
 def main() -> None:
-    """Entry point: a room's own errors become one red line and exit code 1, never a traceback."""
+    """Entry point: a room's own errors become one red line and exit code 1, never a traceback. So does a file that the
+    system would not let us read or write.
+    """
     try:
         app()
+    except OSError as exc:
+        if exc.filename is None:
+            raise
+        fail(f"{exc.strerror}: {exc.filename}")
     except Exception as exc:
         if not getattr(type(exc), "__module__", "").startswith(("adapters.", "gateway.", "trainer.", "loadtests.")):
             raise
-        Console(stderr=True).print(
-            f"[red]error:[/red] {escape(str(exc))}", highlight=False, markup=True, soft_wrap=True
-        )
-        sys.exit(1)
+        fail(str(exc))
+
+
+def fail(message: str) -> NoReturn:
+    Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", highlight=False, markup=True, soft_wrap=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

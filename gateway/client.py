@@ -65,6 +65,8 @@ class GatewayClient:
     def __init__(
         self, url: str, key: str, *, tenant: str | None = None, transport: httpx.BaseTransport | None = None
     ) -> None:
+        if not key.isascii():
+            raise CommandError("That is no API key: keys hold letters, digits, '-' and '_' only.")
         headers = {"authorization": f"Bearer {key}"} | ({"openai-project": tenant} if tenant else {})
         self.url = url
         self._http = httpx.Client(base_url=url, headers=headers, timeout=DEFAULT_TIMEOUT, transport=transport)

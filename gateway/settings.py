@@ -1,14 +1,27 @@
 """Every setting an operator may turn: environment (LORIKEET_…) over `configs/gateway.yaml` over the defaults here."""
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    YamlConfigSettingsSource,
+)
 
 from adapters.home import Home, home
+from adapters.wording import one_line
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MIB = 1024 * 1024
+
+
+class WrongSettingError(Exception):
+    """A setting that cannot be used. It is met before anything listens, so it never travels over HTTP."""
 
 
 class _Section(BaseModel):
@@ -78,15 +91,16 @@ class ProbeSettings(_Section):
         description="Smallest mean difference from the base's log-probabilities, in nats, that counts as effect.",
     )
     goldens: int = Field(8, gt=0, description="Most goldens replayed.")
-    timeout_s: float = Field(60.0, gt=0)
+    timeout_s: float = Field(60.0, gt=0, description="Longest wait for the engine's answer to one prompt.")
 
 
 class Settings(BaseSettings):
-    """LORIKEET_REQUESTS__MAX_QUEUE=64 sets requests.max_queue."""
+    """LORIKEET_REQUESTS__MAX_QUEUE=64 sets requests.max_queue. Raises WrongSettingError, naming every wrong one."""
 
     model_config = SettingsConfigDict(
         env_prefix="LORIKEET_",
         env_nested_delimiter="__",
+        env_ignore_empty=True,  # `LORIKEET_HOME= lorikeet …` must not mean the current folder
         frozen=True,
         extra="ignore",
         yaml_file=CONFIGS / "gateway.yaml",
@@ -96,7 +110,7 @@ class Settings(BaseSettings):
         default_factory=lambda: home().root, validation_alias="LORIKEET_HOME", description="The data folder."
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8080, ge=0, le=65535)
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes any that is free.")
     base: str = Field("smollm2-135m-instruct", description="Base model: a file of configs/bases, a path, or a hub id.")
     engine: str = Field("auto", description="Engine profile: a file of configs/engines, a path, or `auto`.")
     database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite in the data folder when empty.")
@@ -107,12 +121,23 @@ class Settings(BaseSettings):
         CONFIGS / "promotion.yaml", description="When a version may go into production; see adapters/promotion.py."
     )
     refresh_s: float = Field(0.25, gt=0, description="How often the registry's change counter is read.")
-    log_level: str = "INFO"
+    log_level: str = Field(
+        "INFO", pattern="(?i)^(debug|info|warning|error|critical)$", description="What is logged: this and graver."
+    )
     uploads: UploadSettings = UploadSettings()
     requests: RequestSettings = RequestSettings()
     residency: ResidencySettings = ResidencySettings()
     canary: CanarySettings = CanarySettings()
     probe: ProbeSettings = ProbeSettings()
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except (ValidationError, SettingsError, yaml.YAMLError) as exc:
+            raise WrongSettingError(
+                f"A setting cannot be used: {one_line(exc)}. Look at LORIKEET_… in the environment and at "
+                f"{CONFIGS / 'gateway.yaml'}."
+            ) from exc
 
     @property
     def home(self) -> Home:

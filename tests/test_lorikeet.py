@@ -1,12 +1,14 @@
 """The command's table, and that every command explains itself."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from lorikeet import COMMANDS, app, load_command
+from lorikeet import COMMANDS, app, load_command, main
 
 runner = CliRunner()
 
@@ -47,3 +49,46 @@ def test_an_unknown_command_is_told_apart_from_the_known_ones() -> None:
     shown = runner.invoke(app, ["serf"])
     assert shown.exit_code == 2
     assert "No such command" in shown.output
+
+
+def said(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `lorikeet …` tells on standard error as it fails."""
+    monkeypatch.setattr(sys, "argv", ["lorikeet", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    return shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "tells"),
+    [
+        (["tenants", "list"], {"LORIKEET_PORT": "many"}, "port: Input should be a valid integer"),
+        (["tenants", "list"], {"LORIKEET_REQUESTS__MAX_QUEUE": "0"}, "requests.max_queue: Input should be greater"),
+        (["tenants", "list"], {"LORIKEET_LOG_LEVEL": "loud"}, "log_level: String should match"),
+        (["tenants", "list"], {"LORIKEET_HOME": "/proc/lorikeet"}, "No such file or directory: /proc/lorikeet"),
+        (["up"], {"LORIKEET_ENGINE": "steam"}, "There is no engine profile 'steam'"),
+        (["status"], {}, "No API key"),
+        (["status", "--key", "lk-…"], {}, "That is no API key"),
+        (["base", "show", "nobody"], {}, "There is no base model configuration"),
+        (["train", "nothing"], {}, "There is no configuration nothing"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_told_in_one_line_without_a_traceback(
+    arguments: list[str],
+    environment: dict[str, str],
+    tells: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in ({"LORIKEET_HOME": str(tmp_path)} | environment).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LORIKEET_API_KEY", raising=False)
+    shown = said(arguments, monkeypatch, capsys)
+    assert tells in shown
+    assert shown.startswith("error: ")
+    assert len(shown.splitlines()) == 1

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from gateway.client import gateway_url
 from gateway.services import CallerDep, ServicesDep
 
 router = APIRouter()
@@ -37,7 +38,7 @@ async def status(caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
     """What `lorikeet status` and `lorikeet engine` show. Operators only."""
     caller.require_operator()
     return {
-        "url": f"http://{services.settings.host}:{services.settings.port}",
+        "url": gateway_url(services.settings, ignore_environment=True),
         "ready": services.fleet.ready,
         "base_model": services.base.name,
         "engines": [

@@ -26,6 +26,12 @@ KeyOption = Annotated[
         "--key", help="API key. Default: LORIKEET_API_KEY, then this machine's operator key.", show_default=False
     ),
 ]
+OperatorKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key", help="Operator's key. Default: this machine's own, then LORIKEET_API_KEY.", show_default=False
+    ),
+]
 TenantOption = Annotated[
     str | None,
     typer.Option(

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from adapters.base import INFO_FILE, load_spec, prepare_base
 from adapters.registry import Scope
 from gateway import daemon, logs
-from gateway.cli.common import JsonOption, KeyOption, command, err, local_registry, out, print_json, print_table
+from gateway.cli.common import JsonOption, OperatorKeyOption, command, err, local_registry, out, print_json, print_table
 from gateway.client import CommandError, GatewayClient, gateway_url, operator_client, read_operator_key
 from gateway.settings import Settings
 
@@ -34,17 +34,19 @@ def serve() -> None:
     import uvicorn  # here, so that the other commands start sooner
 
     from gateway.app import create_app
+    from gateway.services import chosen_profile
 
     settings = Settings()
     logs.configure(settings.log_level)
+    chosen_profile(settings)  # a wrong one is told in a line now, and not in the middle of the start
     ensure_base(settings)
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(0)
     )  # uvicorn raises it again when it is done, for our own finally
     with listen(settings) as listener:
         host, port = listener.getsockname()[:2]
-        url = gateway_url(settings.model_copy(update={"host": host, "port": port}), ignore_environment=True)
-        with daemon.hold(settings.home, url):
+        settings = settings.model_copy(update={"host": host, "port": port})
+        with daemon.hold(settings.home, gateway_url(settings, ignore_environment=True)):
             config = uvicorn.Config(
                 create_app(settings),
                 loop="uvloop",
@@ -70,7 +72,10 @@ def up(
     Prepares the base model on first use, and creates the tenant 'default' with a key, shown once, where there is no tenant
     yet. Starting again what already runs only says so. Stop it with: lorikeet down
     """
+    from gateway.services import chosen_profile
+
     settings = Settings()
+    chosen_profile(settings)
     began = time.monotonic()
     running = daemon.find(settings.home)
     ensure_base(settings)
@@ -142,7 +147,7 @@ def down(
         raise CommandError(f"Still there: {', '.join(stopped.left)}")
 
 
-def status(key: KeyOption = None, json: JsonOption = False) -> None:
+def status(key: OperatorKeyOption = None, json: JsonOption = False) -> None:
     """Is it ready, and what does each engine hold? Exit code 0 when it is ready, 1 when not."""
     with operator_client(Settings(), key) as client:
         found = client.get("/lorikeet/status")
@@ -159,7 +164,7 @@ def status(key: KeyOption = None, json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def engine(key: KeyOption = None, json: JsonOption = False) -> None:
+def engine(key: OperatorKeyOption = None, json: JsonOption = False) -> None:
     """State, LoRA slots, load and resident adapters of each engine."""
     with operator_client(Settings(), key) as client:
         found = client.get("/lorikeet/status")
@@ -243,7 +248,9 @@ def wait_until_answering(
             if process is not None and process.poll() is not None:
                 raise CommandError(start_failure(settings, f"The gateway ended with exit code {process.returncode}."))
             if elapsed_s > timeout_s:
-                raise CommandError(start_failure(settings, f"No answer within {timeout_s:g} s (was: {shown})."))
+                raise CommandError(
+                    start_failure(settings, f"No answer within {timeout_s:g} s (was: {shown or 'preparing'}).")
+                )
             stage = look(url)
             if stage != shown and not err.is_terminal:
                 err.print(f"{elapsed_s:6.1f} s  {stage}", highlight=False)

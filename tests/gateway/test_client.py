@@ -85,3 +85,13 @@ def test_json_bodies_are_sent_as_json() -> None:
     seen: list[httpx.Request] = []
     client(httpx.Response(200, json={}), seen).post("/v1/adapters/a/promote", {"version": 2})
     assert json.loads(seen[0].content) == {"version": 2}
+
+
+def test_an_empty_variable_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("LORIKEET_HOME", "LORIKEET_PORT", "LORIKEET_DATABASE_URL")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    expected = Settings()
+    for name in names:
+        monkeypatch.setenv(name, "")
+    assert Settings() == expected
