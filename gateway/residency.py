@@ -144,7 +144,8 @@ class Residency:
                 if name not in held.registered:
                     logger.warning("adapter missing in engine", extra={"adapter": name})
                     self._loaded.pop(name)
-            for name in held.registered - self._loaded.keys():
+            # A removal is refused while the engine still aborts a request; the weights stay, without a name: ask again.
+            for name in (held.registered | held.resident) - self._loaded.keys():
                 if not self._leases[name]:
                     logger.warning("adapter unknown to the gateway removed", extra={"adapter": name})
                     await self._engine.remove(name)

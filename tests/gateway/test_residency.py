@@ -5,7 +5,8 @@ import pytest
 
 from adapters.registry import AdapterVersion, VersionStatus
 from gateway.engines.echo import EchoEngine
-from gateway.errors import AdapterLoadError, NoReplicaError
+from gateway.engines.protocol import EngineAdapters
+from gateway.errors import AdapterLoadError, EngineError, NoReplicaError
 from gateway.residency import Residency
 from gateway.settings import ResidencySettings
 
@@ -150,3 +151,34 @@ async def test_a_version_that_cannot_be_loaded_keeps_no_other_from_the_engine(sh
     shelf.production.append(version("b"))
     await residency.sweep()
     assert residency.resident == [version("a").engine_name, version("b").engine_name]
+
+
+class LingeringEngine(EchoEngine):
+    """Refuses the first removal of a name as vLLM does while it aborts a request: the name is gone, the weights are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaving: set[str] = set()
+
+    async def remove(self, name: str) -> None:
+        if name in self.voices:
+            del self.voices[name]
+            self.leaving.add(name)
+            raise EngineError(f"'{name}' still has 1 running request(s); its weights are kept.")
+        self.leaving.discard(name)
+
+    async def adapters(self) -> EngineAdapters:
+        held = await super().adapters()
+        return EngineAdapters(held.registered, held.resident | self.leaving)
+
+
+async def test_weights_the_engine_would_not_give_up_are_asked_for_again(shelf: Shelf) -> None:
+    engine = LingeringEngine()
+    residency = await resident(shelf, engine)
+    async with residency.hold(version("a")):
+        pass
+    with pytest.raises(EngineError):
+        await residency.forget(version("a").engine_name)
+    assert engine.leaving
+    await residency.reconcile()
+    assert not engine.leaving
