@@ -48,7 +48,9 @@ def run(
     scenario_file: Annotated[
         Path, typer.Argument(metavar="SCENARIO.yaml", help="Such as configs/loadtests/quick.yaml")
     ],
-    url: Annotated[str | None, typer.Option(help="Server to measure, instead of the scenario's.")] = None,
+    url: Annotated[
+        str | None, typer.Option(envvar="LORIKEET_URL", help="Server to measure, instead of the scenario's.")
+    ] = None,
     key: Annotated[
         list[str] | None,
         typer.Option(

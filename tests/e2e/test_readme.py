@@ -42,6 +42,7 @@ def test_every_command_of_the_readme_runs(machine: Machine, base_model: Path, tm
     script = script.replace("configs/", f"{ROOT}/configs/")
     environment = machine.environment | {
         "LORIKEET_URL": first["url"],
+        "KEY": first["key"],
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     done = subprocess.run(
