@@ -18,7 +18,7 @@ from adapters.registry import Scope as KeyScope
 from gateway.body import CHAT, COMPLETIONS, RESPONSES, TOKENIZE, Endpoint, Prepared, model_of, parse, prepare
 from gateway.engines.profile import BASE_NAME
 from gateway.engines.protocol import EngineResponse
-from gateway.errors import UNKNOWN, BodyTooLargeError, EngineAnswerError, error_object_for
+from gateway.errors import UNKNOWN, BodyTooLargeError, EngineAnswerError, EngineStalledError, error_object_for
 from gateway.fleet import Replica
 from gateway.relay import Names, Outcome, StreamRewriter, error_event, relay_stream, relay_whole
 from gateway.resolve import Target, resolve
@@ -138,9 +138,18 @@ class GenerationEndpoint:
                 held = await stack.enter_async_context(replica.residency.hold(passage.target.version))
                 engine, passage.load_s = held.engine, held.load_s
             passage.outcome.sent_s = time.monotonic()
-            response = await stack.enter_async_context(
-                engine.open(self._endpoint.path, passage.prepared.body, headers={"x-request-id": passage.request_id})
+            opening = engine.open(
+                self._endpoint.path, passage.prepared.body, headers={"x-request-id": passage.request_id}
             )
+            limits = services.settings.requests
+            wait_s = (
+                limits.idle_s if passage.prepared.stream else limits.answer_s
+            )  # headers of a plain answer come last
+            try:
+                async with asyncio.timeout(wait_s):
+                    response = await stack.enter_async_context(opening)
+            except TimeoutError as exc:
+                raise EngineStalledError(wait_s) from exc
             await self._relay(passage, response, services, send)
 
     async def _relay(self, passage: Passage, response: EngineResponse, services: Services, send: "SendGuard") -> None:

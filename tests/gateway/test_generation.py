@@ -369,3 +369,17 @@ async def test_a_version_deleted_while_its_request_waits_for_a_turn_still_answer
     assert answer.json()["choices"][0]["message"]["content"] == "Still here."
     await onboarding.departures.done()
     assert not [name for name in gateway.engine.voices if name.startswith("acme/support@")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_engine_that_falls_silent_is_given_up(tmp_path: Path, tiny_base: Path, stream: bool) -> None:
+    async with (
+        running_gateway(tmp_path / "home", tiny_base, requests={"answer_s": 0.1, "idle_s": 0.1}) as gateway,
+        await gateway.client() as client,
+    ):
+        gateway.engine.stall()
+        async with asyncio.timeout(5):
+            answer = await client.post("/v1/chat/completions", json=chat(gateway.services.base.name, stream=stream))
+        assert answer.status_code == 504
+        assert answer.json()["error"]["code"] == "engine_stalled"
+        await until(lambda: not gateway.engine.in_flight)
