@@ -23,7 +23,7 @@ from adapters.wording import one_line
 from trainer.errors import ConfigError
 
 HELP = {"help_option_names": ["-h", "--help"]}
-DEFAULT_URL = "http://127.0.0.1:8080"
+DEFAULT_PORT = 8080
 
 out = Console()
 err = Console(stderr=True)
@@ -139,6 +139,8 @@ def train(
 
     settings, path = load_train_config(config, overrides or ())
     place = home().create()
+    if out_folder is not None:
+        out_folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the training, not after
     run = last_run_folder(place, settings.name) if resume else new_run_folder(place, settings.name, time.time())
     with training_bar() as listen:
         finished = run_training(
@@ -194,11 +196,15 @@ def evaluate(
     model: Annotated[str, typer.Option(help="The adapter as served: support, or pinned: support@2.")],
     predecessor: Annotated[str | None, typer.Option(help="Another version to compare with: support@1.")] = None,
     base: Annotated[str | None, typer.Option(help="The base's served name. Default: the adapter's own.")] = None,
-    url: Annotated[str, typer.Option(envvar="LORIKEET_URL", help="The gateway.")] = DEFAULT_URL,
+    url: Annotated[
+        str | None, typer.Option(envvar="LORIKEET_URL", help="The gateway. Default: this machine's.")
+    ] = None,
     key: Annotated[
         str | None, typer.Option(envvar="LORIKEET_API_KEY", help="Default: this machine's operator key.")
     ] = None,
-    tenant: Annotated[str | None, typer.Option(help="Act for this tenant, with an operator's key.")] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="Act for this tenant, with an operator's key. Default: the only one there is.")
+    ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Fewer or more rows than the configuration says.")] = None,
     overrides: SetOption = None,
     manifest: Annotated[
@@ -221,6 +227,11 @@ def evaluate(
     from trainer.evaluation.compare import Evaluation, evaluate, load_rows, subjects_for
     from trainer.evaluation.config import EvalConfig
 
+    address = url or f"http://127.0.0.1:{os.environ.get('LORIKEET_PORT') or DEFAULT_PORT}"
+    if key is None:
+        from adapters.stored import only_tenant
+
+        key, tenant = operator_key(), tenant or only_tenant()
     path = find_config(config, "eval")
     settings = load_config(path, EvalConfig, [*(overrides or ()), *([f"rows={rows}"] if rows else [])])
     with spinner() as tell:
@@ -230,7 +241,7 @@ def evaluate(
         with Progress(
             TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err
         ) as bar:
-            async with ChatClient(url, key or operator_key(), tenant=tenant, timeout_s=settings.timeout_s) as client:
+            async with ChatClient(address, key, tenant=tenant, timeout_s=settings.timeout_s) as client:
                 subjects = await subjects_for(client, model, base=base, predecessor=predecessor, examples=examples)
                 tasks = {subject.name: bar.add_task(subject.name, total=len(chosen)) for subject in subjects}
                 return await evaluate(settings, client, subjects, chosen, advance=lambda name: bar.advance(tasks[name]))

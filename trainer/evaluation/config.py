@@ -23,7 +23,7 @@ class EvalConfig(BaseModel):
     balanced: bool = Field(False, description="Take rows in turn from each distinct answer.")
     shots: int = Field(8, ge=0, description="Examples in the few-shot prompt, from distinct answers first.")
     max_tokens: int = Field(64, gt=0)
-    concurrency: int = Field(8, gt=0, description="Requests in flight.")
+    concurrency: int = Field(16, gt=0, description="Requests in flight.")
     timeout_s: float = Field(120.0, gt=0, description="For one answer.")
 
     @model_validator(mode="after")
