@@ -44,6 +44,11 @@ class RequestSettings(_Section):
     default_max_tokens: int = Field(512, gt=0, description="Output cap when neither caller nor adapter names one.")
     max_choices: int = Field(8, gt=0, description="Largest `n`.")
     idle_s: float = Field(60.0, gt=0, description="Seconds without a byte from the engine before a stream is given up.")
+    unread_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds a caller may leave its answer unread: it holds a place in the engine meanwhile.",
+    )
     answer_s: float = Field(600.0, gt=0, description="Longest wait for an answer that is not streamed.")
     queue_s: float = Field(60.0, gt=0, description="Longest wait for a turn before the request is refused.")
     max_queue: int = Field(512, gt=0, description="Most requests waiting for a turn, all tenants together.")

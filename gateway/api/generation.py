@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class CallerLeft(Exception):  # noqa: N818 - not an error of anybody's
-    """The caller closed the connection."""
+    """The caller closed the connection, or does not read from it."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ class GenerationEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         services = self._services_of(request)
-        guard = SendGuard(send)
+        guard = SendGuard(send, unread_s=services.settings.requests.unread_s)
         try:
             raw = await read_body(request, services.settings.requests.max_body_bytes)
             await race_disconnect(self._serve(request, raw, services, guard), receive)
@@ -105,6 +105,8 @@ class GenerationEndpoint:
             with services.open_requests.enter(tenant):
                 await self._pass(passage, caller, services, send)
             outcome = "ok"
+        except CallerLeft:
+            raise
         except Exception as exc:
             outcome = error_object_for(exc.__cause__ or exc if isinstance(exc, StreamBrokenError) else exc).code
             raise
@@ -172,6 +174,8 @@ class GenerationEndpoint:
                     ):  # held back until there is output: until then a failure has a status of its own
                         await send.start_stream(passage.headers())
                     await send.piece(piece)
+        except CallerLeft:
+            raise
         except Exception as exc:
             if not send.started:
                 raise
@@ -203,15 +207,20 @@ class StreamBrokenError(Exception):
 
 
 class SendGuard:
-    """ASGI send that knows whether the answer has begun."""
+    """ASGI send that knows whether the answer has begun, and does not wait for ever for one who does not read it."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, *, unread_s: float) -> None:
         self._send = send
+        self._unread_s = unread_s
         self.started = False
 
     async def __call__(self, message: Message) -> None:
         self.started = True
-        await self._send(message)
+        try:
+            async with asyncio.timeout(self._unread_s):
+                await self._send(message)
+        except TimeoutError as exc:
+            raise CallerLeft from exc
 
     async def start_stream(self, headers: list[tuple[bytes, bytes]]) -> None:
         fixed = [

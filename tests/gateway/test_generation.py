@@ -13,6 +13,7 @@ from adapters.blobs import BlobStore
 from adapters.peft_format import version_digest
 from adapters.registry import Scope, VersionStatus
 from gateway.engines.echo import EchoEngine
+from gateway.engines.echo_answers import Voice
 from tests.factories import make_adapter
 from tests.gateway.conftest import Gateway, listening, running_gateway
 
@@ -383,3 +384,23 @@ async def test_an_engine_that_falls_silent_is_given_up(tmp_path: Path, tiny_base
         assert answer.status_code == 504
         assert answer.json()["error"]["code"] == "engine_stalled"
         await until(lambda: not gateway.engine.in_flight)
+
+
+async def test_a_caller_that_does_not_read_loses_its_place(tmp_path: Path, tiny_base: Path) -> None:
+    """More than every buffer on the way holds: the engine's stream stands still until the caller is given up."""
+    endless = EchoEngine(slots=4, context_tokens=10**8)
+    endless.base = Voice("base", "word " * 200_000, b"")
+    async with (
+        running_gateway(tmp_path / "home", tiny_base, engine=lambda: endless, requests={"unread_s": 0.1}) as gateway,
+        listening(gateway.app) as url,
+    ):
+        headers = {"authorization": f"Bearer {await gateway.key()}"}
+        body = chat(gateway.services.base.name, stream=True, max_tokens=10**7)
+        async with (
+            httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client,
+            client.stream("POST", "/v1/chat/completions", json=body) as answer,
+        ):
+            assert answer.status_code == 200
+            await until(lambda: not gateway.engine.in_flight)
+            assert gateway.engine.aborted == 1
+            assert gateway.services.fleet.replicas[0].admission.in_flight == 0
