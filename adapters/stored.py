@@ -1,6 +1,8 @@
-"""Fetch a stored version by what people call it: `support`, `support@2`, `acme/support@2`. For commands on this machine."""
+"""Look things up in this machine's registry, for commands: a stored version by what people call it, the only tenant."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from adapters.blobs import BlobStore, materialise
@@ -17,17 +19,33 @@ def stored_adapter(reference: str, into: Path) -> Path:
 
     Raises AdapterNotFoundError, VersionNotFoundError, and ConflictError when several tenants own the name.
     """
-    place = home()
-    url = os.environ.get("LORIKEET_DATABASE_URL") or f"sqlite:///{place.database}"
+    with reading_registry() as registry:
+        if registry is None:
+            raise AdapterNotFoundError(reference)
+        version = find_version(registry, reference)
+    store = BlobStore.open(os.environ.get("LORIKEET_BLOB_URL") or home().blobs)
+    return materialise(store, version.files, into)
+
+
+def only_tenant() -> str | None:
+    """The tenant a command on this machine means when it names none: the only one, else None."""
+    with reading_registry() as registry:
+        tenants = registry.tenants() if registry is not None else []
+    return tenants[0].name if len(tenants) == 1 else None
+
+
+@contextmanager
+def reading_registry() -> Iterator[Registry | None]:
+    """This machine's registry; None where there is none yet, for a look-up must not create a database."""
+    url = os.environ.get("LORIKEET_DATABASE_URL") or f"sqlite:///{home().database}"
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-        raise AdapterNotFoundError(reference)  # a look-up must not create a database
+        yield None
+        return
     engine = open_database(url)
     try:
-        version = find_version(Registry(engine, secret=b""), reference)
+        yield Registry(engine, secret=b"")
     finally:
         engine.dispose()
-    store = BlobStore.open(os.environ.get("LORIKEET_BLOB_URL") or place.blobs)
-    return materialise(store, version.files, into)
 
 
 def find_version(registry: Registry, text: str) -> AdapterVersion:

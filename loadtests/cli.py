@@ -66,7 +66,7 @@ def run(
     """Send a scenario's load and judge its objectives.
 
     Leaves records.jsonl, schedule.jsonl, summary.json and report.html in --out, by default a new folder under
-    ~/.lorikeet/loadtests. Ctrl-C ends early and writes what there is.
+    LORIKEET_HOME/loadtests. Ctrl-C ends early and writes what there is.
 
     Exit codes: 0 pass, 1 objective missed, 2 usage, 3 undecided, 4 generator unhealthy.
     """
@@ -106,7 +106,7 @@ def report(
 
 
 def default_folder(scenario: str) -> Path:
-    home = Path(os.environ.get("LORIKEET_HOME", "~/.lorikeet")).expanduser()
+    home = Path(os.environ.get("LORIKEET_HOME") or "~/.lorikeet").expanduser()
     return home / "loadtests" / f"{scenario}-{datetime.datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005  for its reader
 
 

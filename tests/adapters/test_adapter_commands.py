@@ -15,7 +15,7 @@ from adapters.home import Home
 from adapters.peft_format import FILES, version_digest
 from adapters.records import VersionStatus
 from adapters.registry import Registry
-from adapters.stored import stored_adapter
+from adapters.stored import only_tenant, stored_adapter
 from tests.factories import make_adapter, make_base, zip_folder
 
 runner = CliRunner()
@@ -104,6 +104,15 @@ def test_an_unknown_reference_makes_no_database(place: Home, tmp_path: Path) -> 
     with pytest.raises(AdapterNotFoundError):
         stored_adapter("support", tmp_path / "into")
     assert not place.database.exists()
+
+
+def test_the_only_tenant_is_meant_when_none_is_named(place: Home, base: Path, tmp_path: Path) -> None:
+    assert only_tenant() is None
+    assert not place.database.exists()
+    store(place, make_adapter(tmp_path / "a", base), "acme", "support")
+    assert only_tenant() == "acme"
+    store(place, make_adapter(tmp_path / "a", base), "globex", "support")
+    assert only_tenant() is None
 
 
 def test_merge_refuses_a_folder_without_an_adapter(place: Home, base: Path, tmp_path: Path) -> None:

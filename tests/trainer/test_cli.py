@@ -72,9 +72,17 @@ def test_ones_own_file_is_checked(tmp_path: Path) -> None:
         CliRunner().invoke(cli.data_app, ["check", str(path)], catch_exceptions=False)
 
 
-def test_an_evaluation_without_a_key_says_where_one_comes_from() -> None:
+def test_an_evaluation_without_a_key_says_where_one_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LORIKEET_API_KEY", raising=False)
     with pytest.raises(ConfigError, match="LORIKEET_API_KEY"):
-        cli.operator_key()
+        CliRunner().invoke(cli.eval_app, ["reuters-topics", "--model", "x"], catch_exceptions=False)
+
+
+def test_an_adapter_that_could_not_be_written_is_not_trained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["smoke", "--out", str(tmp_path / "file" / "adapter")]
+    with pytest.raises(NotADirectoryError):
+        CliRunner().invoke(cli.train_app, arguments, catch_exceptions=False)
 
 
 @pytest.mark.slow
