@@ -12,6 +12,7 @@ the slot is free, so busy adapters cannot starve a quiet one.
 
 import asyncio
 import itertools
+import math
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
@@ -82,7 +83,6 @@ class Scheduler:
         _count_down(self._running_tenants, ticket.tenant)
         if _count_down(self._running, ticket.adapter) and ticket.adapter is not None:
             del self._since[ticket.adapter]
-            self._draining.discard(ticket.adapter)
 
     def admit(self, now_s: float) -> list[Ticket]:
         """Every ticket that may start now, in order."""
@@ -124,12 +124,18 @@ class Scheduler:
         ]
 
     def _drain_for_the_impatient(self, now_s: float) -> None:
-        """As many adapters drain as distinct adapters have waited too long, those longest in their slots first."""
-        wanted = len({ticket.adapter for ticket in self._impatient(now_s)}) - (self._slots - len(self._since))
-        for adapter in sorted(self._since, key=lambda name: (self._since[name], name)):
-            if len(self._draining) >= wanted:
-                break
-            self._draining.add(adapter)
+        """As many adapters drain as distinct adapters have waited too long, those longest in their slots first.
+
+        One that drains may have a long answer to end, so each doubling of the longest wait makes one more drain. Decided
+        anew each time: when nobody is impatient any more, nobody drains.
+        """
+        impatient = self._impatient(now_s)
+        wanted = len({ticket.adapter for ticket in impatient}) - (self._slots - len(self._since))
+        if wanted > 0:
+            longest_s = max(now_s - ticket.arrived_s for ticket in impatient)
+            wanted += int(math.log2(longest_s / self._patience_s))
+        oldest_first = sorted(self._since, key=lambda name: (self._since[name], name))
+        self._draining = set(oldest_first[: max(0, wanted)])
 
     def _active(self, tenant: str) -> bool:
         return tenant in self._running_tenants or any(group[0] == tenant for group in self._waiting)

@@ -132,6 +132,38 @@ def test_a_quiet_adapter_is_served_under_endless_traffic_for_another(patience: f
     raise AssertionError("the quiet adapter starved")
 
 
+def test_nobody_drains_for_one_who_left() -> None:
+    turns = scheduler(patience_s=2.0)
+    turns.add(ticket(0))
+    turns.admit(0.0)
+    impatient = ticket(1, adapter="b")
+    turns.add(impatient)
+    turns.add(ticket(2, arrived_s=3.0))
+    assert turns.admit(3.0) == []
+    turns.cancel(impatient)
+    assert [started.id for started in turns.admit(3.1)] == [2]
+
+
+def test_a_long_answer_on_the_oldest_adapter_does_not_keep_a_quiet_one_waiting() -> None:
+    turns = scheduler(slots=2, patience_s=2.0)
+    turns.add(ticket(0, adapter="long"))  # in its slot for longest, and never ends
+    turns.admit(0.0)
+    for number in (1, 2):  # always more than one, so that its slot is never free by chance
+        turns.add(ticket(number, adapter="busy"))
+    running = turns.admit(0.1)
+    turns.add(ticket(3, adapter="quiet"))
+    for number in range(4, 100):
+        now_s = number * 0.1
+        turns.add(ticket(number, adapter="busy", arrived_s=now_s))
+        if running:
+            turns.finish(running.pop(0), tokens=1)
+        started = turns.admit(now_s)
+        running += started
+        if any(request.adapter == "quiet" for request in started):
+            return
+    raise AssertionError("the quiet adapter starved")
+
+
 def admission(**changes: float) -> Admission:
     limits = {"max_queue": 2, "longest_wait_s": 30.0} | changes
     return Admission(
