@@ -64,7 +64,12 @@ class Scheduler:
         return frozenset(self._since)
 
     def add(self, ticket: Ticket) -> None:
-        """A tenant that comes back from idling is lifted to the least served active one: idling earns no credit."""
+        """A tenant that comes back from idling is lifted to the least served active one: idling earns no credit.
+
+        And when all were idle nobody is owed anything: a tenant of long standing starts level with a new one.
+        """
+        if not (self._running or self._waiting):
+            self._served.clear()
         if not self._active(ticket.tenant):
             floor = min((self._served[tenant] for tenant in self._served if self._active(tenant)), default=0.0)
             self._served[ticket.tenant] = max(self._served.get(ticket.tenant, 0.0), floor)

@@ -74,6 +74,21 @@ def test_idling_earns_no_credit() -> None:
     assert turns.admit(0.0)[0].tenant == "busy"  # the newcomer started level, it was not owed a thousand tokens
 
 
+def test_what_was_served_before_all_were_idle_is_not_held_against_anybody() -> None:
+    turns = scheduler(max_in_flight=1)
+    past = ticket(0, tenant="old")
+    turns.add(past)
+    turns.admit(0.0)
+    turns.finish(past, tokens=1_000_000)
+    flood = [ticket(number, tenant="new", arrived_s=1.0) for number in range(1, 4)]
+    for request in flood:
+        turns.add(request)
+    turns.admit(1.0)
+    turns.add(ticket(9, tenant="old", arrived_s=2.0))
+    turns.finish(flood[0], tokens=100)
+    assert [started.tenant for started in turns.admit(2.0)] == ["old"]
+
+
 ARRIVALS = st.lists(
     st.tuples(st.sampled_from(["x", "y", "z"]), st.sampled_from(["a", "b", "c", "d", None]), st.integers(0, 3)),
     max_size=60,
