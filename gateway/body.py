@@ -153,6 +153,12 @@ def prepare(
     choices = _positive(forwarded.get("n") or 1, "n")
     if choices > limits.max_choices:
         raise InvalidRequestError(f"'n' may be at most {limits.max_choices} here.", param="n")
+    if endpoint is COMPLETIONS:  # all of them run under one turn
+        choices *= _prompts(forwarded["prompt"])
+        if choices > limits.max_choices:
+            raise InvalidRequestError(
+                f"The prompts of one request, times 'n', may be at most {limits.max_choices} here.", param="prompt"
+            )
     wants_usage = False
     if endpoint is RESPONSES:
         forwarded["store"] = False
@@ -164,8 +170,6 @@ def prepare(
         forwarded["stream_options"] = {"include_usage": True}  # metered always, shown on request
     else:
         forwarded.pop("stream_options", None)
-    if endpoint is COMPLETIONS:
-        choices *= _prompts(forwarded["prompt"])
     return Prepared(orjson.dumps(forwarded), stream, choices, wants_usage)
 
 
