@@ -49,6 +49,14 @@ COMMANDS: dict[str, Mount] = {
 }
 
 
+# Packages that only some commands need -> the extra of pyproject.toml that brings them.
+EXTRAS = {
+    **dict.fromkeys(("datasets", "peft", "torch", "transformers", "trl"), "trainer"),
+    "jinja2": "loadtests",
+    "vllm": "engine-cpu",
+}
+
+
 class LazyGroup(TyperGroup):
     """Lists every command from the table and imports a command's module when that command is called.
 
@@ -102,8 +110,8 @@ def _root() -> None:
 
 
 def main() -> None:
-    """Entry point: a room's own errors become one red line and exit code 1, never a traceback. So does a file that the
-    system would not let us read or write.
+    """Entry point: a room's own errors become one red line and exit code 1, never a traceback. So do a file that the
+    system would not let us read or write, and a package of an extra that is not installed.
     """
     try:
         app()
@@ -111,6 +119,14 @@ def main() -> None:
         if exc.filename is None:
             raise
         fail(f"{exc.strerror}: {exc.filename}")
+    except ModuleNotFoundError as exc:
+        package = (exc.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        fail(
+            f"This needs the package {package}, which is not installed here. In a checkout: make install-dev. Elsewhere: "
+            f"pip install 'lorikeet[{EXTRAS[package]}]'"
+        )
     except Exception as exc:
         if not getattr(type(exc), "__module__", "").startswith(("adapters.", "gateway.", "trainer.", "loadtests.")):
             raise

@@ -1,6 +1,7 @@
 """The command's table, and that every command explains itself."""
 
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lorikeet import COMMANDS, app, load_command, main
+from lorikeet import COMMANDS, EXTRAS, app, load_command, main
 
 runner = CliRunner()
 
@@ -92,3 +93,20 @@ def test_what_is_wrong_is_told_in_one_line_without_a_traceback(
     assert tells in shown
     assert shown.startswith("error: ")
     assert len(shown.splitlines()) == 1
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # as if it were not there
+    for name in [name for name in sys.modules if name.startswith("loadtests")]:
+        monkeypatch.delitem(sys.modules, name)
+    shown = said(["loadtest", "report", str(tmp_path)], monkeypatch, capsys)
+    assert "needs the package jinja2" in shown
+    assert "lorikeet[loadtests]" in shown
+
+
+def test_the_extras_that_are_named_bring_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for package, extra in EXTRAS.items():
+        assert any(line.startswith(package) for line in project["optional-dependencies"][extra]), package
