@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from adapters.registry import Scope as KeyScope
@@ -66,8 +66,9 @@ class GenerationEndpoint:
         services = self._services_of(request)
         guard = SendGuard(send, unread_s=services.settings.requests.unread_s)
         try:
+            caller = identify_caller(request, services)  # before a byte of the body is kept
             raw = await read_body(request, services.settings.requests.max_body_bytes)
-            await race_disconnect(self._serve(request, raw, services, guard), receive)
+            await race_disconnect(self._serve(request.scope["request_id"], caller, raw, services, guard), receive)
         except CallerLeft:
             services.metrics.disconnects.labels("streaming" if guard.started else "waiting").inc()
         except StreamBrokenError as exc:  # the caller was told in the stream
@@ -79,9 +80,8 @@ class GenerationEndpoint:
                 logger.exception("request failed", extra={"request_id": scope["request_id"]})
             await send_error(guard, exc)
 
-    async def _serve(self, request: Request, raw: bytes, services: Services, send: "SendGuard") -> None:
+    async def _serve(self, request_id: str, caller: Caller, raw: bytes, services: Services, send: "SendGuard") -> None:
         arrived_s = time.monotonic()
-        caller = identify_caller(request, services)
         tenant = caller.require(KeyScope.INFERENCE)
         fields = parse(raw)
         target = resolve(
@@ -98,7 +98,7 @@ class GenerationEndpoint:
             defaults=target.version.serving if target.version else None,
             limits=services.settings.requests,
         )
-        passage = Passage(request.scope["request_id"], target, prepared, Outcome(), arrived_s)
+        passage = Passage(request_id, target, prepared, Outcome(), arrived_s)
         label = f"{target.version.tenant}/{target.version.adapter}" if target.version else "_base"
         outcome = "cancelled"
         try:
@@ -235,13 +235,16 @@ class SendGuard:
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """Raises BodyTooLargeError as soon as the limit is passed, whatever content-length says."""
+    """Raises BodyTooLargeError as soon as the limit is passed, whatever content-length says; CallerLeft."""
     pieces, size = [], 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > limit_bytes:
-            raise BodyTooLargeError(limit_bytes)
-        pieces.append(piece)
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > limit_bytes:
+                raise BodyTooLargeError(limit_bytes)
+            pieces.append(piece)
+    except ClientDisconnect as exc:
+        raise CallerLeft from exc
     return b"".join(pieces)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import httpx
@@ -404,3 +404,33 @@ async def test_a_caller_that_does_not_read_loses_its_place(tmp_path: Path, tiny_
             await until(lambda: not gateway.engine.in_flight)
             assert gateway.engine.aborted == 1
             assert gateway.services.fleet.replicas[0].admission.in_flight == 0
+
+
+async def test_no_body_is_read_for_a_stranger(gateway: Gateway) -> None:
+    asked = False
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal asked
+        asked = True
+        yield b"{}"
+
+    async with gateway.anonymous() as client:
+        assert (await client.post("/v1/chat/completions", content=body())).status_code == 401
+    assert not asked
+
+
+async def test_a_caller_that_leaves_within_its_own_body_is_no_failure(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = gateway.services.metrics.disconnects.labels("waiting")
+    async with listening(gateway.app) as url:
+        host, port = url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {await gateway.key()}\r\n"
+        writer.write(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.close()
+        await writer.wait_closed()
+        await until(lambda: left._value.get() == 1)
+    assert "request failed" not in caplog.text
