@@ -69,7 +69,10 @@ class GatewayClient:
             raise CommandError("That is no API key: keys hold letters, digits, '-' and '_' only.")
         headers = {"authorization": f"Bearer {key}"} | ({"openai-project": tenant} if tenant else {})
         self.url = url
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=DEFAULT_TIMEOUT, transport=transport)
+        try:
+            self._http = httpx.Client(base_url=url, headers=headers, timeout=DEFAULT_TIMEOUT, transport=transport)
+        except httpx.InvalidURL as exc:
+            raise CommandError(f"{url} is no address: {exc}. Look at LORIKEET_URL.") from exc
 
     def close(self) -> None:
         self._http.close()

@@ -73,6 +73,7 @@ def said(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         (["up"], {"LORIKEET_ENGINE": "steam"}, "There is no engine profile 'steam'"),
         (["status"], {}, "No API key"),
         (["status", "--key", "lk-…"], {}, "That is no API key"),
+        (["status", "--key", "lk-1"], {"LORIKEET_URL": "http://127.0.0.1:many"}, "is no address"),
         (["base", "show", "nobody"], {}, "There is no base model configuration"),
         (["train", "nothing"], {}, "There is no configuration nothing"),
     ],

@@ -137,3 +137,9 @@ def test_rows_come_from_files_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("header", "expected"), [("2", 2.0), ("900", 10.0), (None, 1.0), ("soon", 1.0)])
 def test_the_wait_is_what_the_gateway_asks_for_within_reason(header: str | None, expected: float) -> None:
     assert wait_s(header, 2) == expected
+
+
+@pytest.mark.parametrize(("url", "key"), [("http://127.0.0.1:many", "lk-1"), ("http://127.0.0.1:1", "lk-…")])
+def test_an_address_or_a_key_that_can_be_none_is_refused(url: str, key: str) -> None:
+    with pytest.raises(EvaluationError, match="is no"):
+        ChatClient(url, key)

@@ -32,11 +32,16 @@ class ChatClient:
         timeout_s: float = 120.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        if not key.isascii():
+            raise EvaluationError("That is no API key: keys hold letters, digits, '-' and '_' only.")
         headers = {"authorization": f"Bearer {key}"} | ({"openai-project": tenant} if tenant else {})
         self.url = url.rstrip("/")
-        self._http = httpx.AsyncClient(
-            base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout_s, connect=5.0), transport=transport
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout_s, connect=5.0), transport=transport
+            )
+        except httpx.InvalidURL as exc:
+            raise EvaluationError(f"{url} is no address: {exc}.") from exc
 
     async def __aenter__(self) -> "ChatClient":
         return self
