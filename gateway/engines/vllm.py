@@ -94,6 +94,7 @@ class VllmEngine:
         status, answer = await self._post(
             "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, timeout_s=LOAD_TIMEOUT_S
         )
+        answer = answer.replace(str(folder), name)  # tenants read it; where their files lie is ours to know
         if status == 200 or (status == 400 and "already been loaded" in answer):
             return
         if status >= 500 and not await self.healthy():  # a worker's refusal is a 500 too
@@ -161,4 +162,5 @@ def _message(answer: bytes) -> str:
 
 
 def _unavailable(engine: str, what: str, cause: BaseException) -> EngineUnavailableError:
-    return EngineUnavailableError(f"Engine '{engine}' {what} ({cause or type(cause).__name__}).")
+    """Callers read the message: the cause's own would tell them the path of our socket."""
+    return EngineUnavailableError(f"Engine '{engine}' {what} ({type(cause).__name__}).")

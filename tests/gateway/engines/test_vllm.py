@@ -182,6 +182,19 @@ async def test_loading_what_is_loaded_is_success(serve: Serve) -> None:
     await engine.load("a", Path("/v/a"))
 
 
+async def test_errors_tell_no_path_of_ours(serve: Serve, tmp_path: Path) -> None:
+    engine = VllmEngine("e", tmp_path / "nobody.sock")
+    with pytest.raises(EngineUnavailableError) as away:
+        await engine.adapters()
+    assert str(tmp_path) not in str(away.value)
+    folder = tmp_path / "versions" / "acme"
+    refusing = await serve({"POST /v1/load_lora_adapter": error(400, f"No adapter found for {folder}")})
+    with pytest.raises(AdapterLoadError, match="No adapter found for acme/a@1") as refused:
+        await refusing.load("acme/a@1", folder)
+    assert str(tmp_path) not in str(refused.value)
+    await engine.close()
+
+
 @pytest.mark.parametrize("status", [400, 404, 500])
 async def test_a_refused_load_carries_the_reason_of_the_engine(serve: Serve, status: int) -> None:
     engine = await serve(
