@@ -84,13 +84,16 @@ def up(
         out.print(f"Created tenant [bold]{tenant}[/bold]. Its API key, shown only this once:\n")
         typer.echo(f"  {key}\n")
     url = running.url if running else gateway_url(settings, ignore_environment=True)
-    process = None if running else start(settings)
+    process = None
     try:
+        process = None if running else start(settings)
         status = wait_until_answering(settings, url, tenant, process, timeout_s=timeout_s, began=began)
     except BaseException:
         if process is not None:
             daemon.stop(settings.home, patience_s=10)
             process.wait()
+        if key and json:  # there will be no document, and no other chance to see it
+            typer.echo(f"Created tenant {tenant}. Its API key, shown only this once: {key}", err=True)
         raise
     took_s = time.monotonic() - began
     log_files = [str(daemon.log_file(settings.home)), *map(str, sorted(settings.home.logs.glob("engine*.log")))]

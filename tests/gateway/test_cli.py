@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -153,6 +154,21 @@ async def test_an_engine_that_is_not_ready_makes_status_exit_with_one(run: Run, 
     assert "restarting" in await asyncio.to_thread(look, url)
     gateway.host.state = "ready"
     assert await asyncio.to_thread(look, url) == "Ready"
+
+
+def test_the_first_key_is_shown_also_when_the_start_fails(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("LORIKEET_HOME", str(tmp_path))
+        monkeypatch.setenv("LORIKEET_BASE", str(tiny_base))
+        monkeypatch.setenv("LORIKEET_ENGINE", "test")
+        monkeypatch.setenv("LORIKEET_PORT", str(taken.getsockname()[1]))
+        result = CliRunner().invoke(app, ["up", "--json"])
+    assert isinstance(result.exception, CommandError)
+    assert "Cannot listen" in str(result.exception)
+    assert result.stdout == ""
+    assert "lk-" in result.stderr
 
 
 def test_only_the_adapters_own_files_are_sent_unless_one_is_missing(tmp_path: Path) -> None:
