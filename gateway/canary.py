@@ -68,7 +68,7 @@ class CanaryResult:
     ok: bool
     difference: float | None
     reason: str
-    poisoned: bool = False  # not numbers at all: no second opinion needed
+    hopeless: bool = False  # not numbers at all, or silence: no second opinion needed
 
 
 def judge(reference: Answers, seen: Answers, *, tolerance: float) -> CanaryResult:
@@ -76,7 +76,7 @@ def judge(reference: Answers, seen: Answers, *, tolerance: float) -> CanaryResul
     broken = [index for index, row in enumerate(seen) if not row or not all(map(math.isfinite, row))]
     if broken:
         reason = f"the base model's log-probabilities are not numbers ({len(broken)} of {len(seen)} prompts)"
-        return CanaryResult(False, None, reason, poisoned=True)
+        return CanaryResult(False, None, reason, hopeless=True)
     if [len(row) for row in seen] != [len(row) for row in reference]:
         return CanaryResult(False, None, "the base model reads the canary's prompts as other tokens than before")
     difference = max(
@@ -107,6 +107,7 @@ class Canary:
         self._settings = settings
         self._reference: Answers | None = None
         self._asking = asyncio.Lock()
+        self.silent_s = ANSWER_S
         self.last: dict[str, CanaryResult] = {}  # by engine id, for status pages
 
     async def calibrate(self, engine: Engine) -> CanaryResult:
@@ -146,34 +147,42 @@ class Canary:
     async def watch(self, replica: Watched) -> None:
         """Look for ever: every second at the engine's count of corrupted requests, on a timer at its answers.
 
-        Restarts an engine that has corrupted a request, answers the base with what is not a number, or fails looks in a row.
+        Restarts an engine that has corrupted a request, answers the base with what is not a number, fails looks in a row, or
+        has been silent for `silent_s`: one whose process ended is its supervisor's business, one that lives and hangs is not.
         """
         failures, next_look_s = 0, 0.0
+        silent_since_s: float | None = None
         while True:
             await asyncio.sleep(min(LOOK_AGAIN_S if failures else COUNTER_S, self._settings.interval_s))
             if not replica.ready:
-                failures = 0
+                failures, silent_since_s = 0, None
                 continue
+            asked_s = time.monotonic()
             try:
                 corrupted = corrupted_requests(await replica.engine.metrics())
                 if corrupted:
                     reason = f"{corrupted:.0f} requests met NaN, which stays in the cache for others"
-                    result = CanaryResult(False, None, reason, poisoned=True)
+                    result = CanaryResult(False, None, reason, hopeless=True)
                 elif time.monotonic() < next_look_s:
+                    silent_since_s = None
                     continue
                 else:
                     result = await self.check(replica.engine, thorough=failures > 0)
             except EngineStartError as exc:
                 result = CanaryResult(False, None, str(exc))
             except EngineError:
-                continue  # away or restarting: its supervisor's business
+                silent_since_s = asked_s if silent_since_s is None else silent_since_s
+                if time.monotonic() - silent_since_s < self.silent_s:
+                    continue
+                result = CanaryResult(False, None, f"it has been silent for {self.silent_s:g} s", hopeless=True)
+            silent_since_s = None
             if result.ok:
                 failures, next_look_s = 0, time.monotonic() + self._settings.interval_s
                 continue
             failures += 1
             facts = {"engine": replica.id, "reason": result.reason, "failures": failures}
             logger.warning("canary failed", extra=facts)
-            if result.poisoned or failures >= self._settings.failures:
+            if result.hopeless or failures >= self._settings.failures:
                 logger.error("engine restarted by the canary", extra=facts)
                 failures = 0
                 await replica.restart(f"canary: {result.reason}")

@@ -68,7 +68,7 @@ def test_equal_answers_pass_and_moved_ones_fail_with_the_number() -> None:
 def test_what_is_not_a_number_is_poison(broken: tuple[float, ...]) -> None:
     result = judge(((-1.0,), (-1.0,)), ((-1.0,), broken), tolerance=0.5)
     assert not result.ok
-    assert result.poisoned
+    assert result.hopeless
 
 
 def test_one_bad_prompt_among_good_ones_is_enough() -> None:
@@ -116,7 +116,7 @@ async def test_a_look_sees_poison_and_the_next_one_the_cure(store: Path) -> None
     canary, engine = Canary("base", store, SETTINGS), EchoEngine()
     await canary.calibrate(engine)
     engine.poison()
-    assert (await canary.check(engine)).poisoned
+    assert (await canary.check(engine)).hopeless
     engine.restart()
     assert (await canary.check(engine)).ok
     assert canary.last["echo"].ok
@@ -178,3 +178,18 @@ async def test_an_engine_that_is_away_is_not_restarted_a_second_time(store: Path
         replica.ready = False
         await asyncio.sleep(0.05)
     assert replica.reasons == []
+
+
+@pytest.mark.parametrize("silence", [EchoEngine.die, EchoEngine.die_inside])
+async def test_an_engine_that_lives_and_stays_silent_is_restarted(
+    store: Path, silence: Callable[[EchoEngine], None]
+) -> None:
+    replica = EchoReplica(EchoEngine())
+    async with watching(store, replica) as canary:
+        canary.silent_s = 0.1
+        silence(replica.engine)
+        await until(lambda: bool(replica.reasons))
+        await until(lambda: canary.last["echo"].ok)
+        await asyncio.sleep(0.2)
+    assert len(replica.reasons) == 1
+    assert "silent" in replica.reasons[0]
