@@ -124,11 +124,12 @@ def _proc(pid: int, name: str) -> Path:
 
 
 def note_segments(record_path: Path, socket: Path) -> None:
-    """Write down the engine's shared memory while it still can be seen."""
+    """Write down the engine's shared memory while it still can be seen. A full disk keeps nobody from ending an engine."""
     record = read_record(record_path)
     if record is not None:
         found = segments_of(processes_of(socket, record.session)) | set(record.segments)
-        write_record(record_path, replace(record, segments=tuple(sorted(found))))
+        with contextlib.suppress(OSError):
+            write_record(record_path, replace(record, segments=tuple(sorted(found))))
 
 
 def sweep(record_path: Path, socket: Path) -> int:

@@ -182,6 +182,18 @@ async def test_a_restart_asked_for_brings_a_new_process(make: Make) -> None:
     assert starts(host) == 2
 
 
+async def test_a_record_that_cannot_be_written_does_not_keep_an_engine_from_its_restart(make: Make) -> None:
+    host = make("stubborn")
+    await host.start()
+    first = host.pid
+    blocked = host.socket.with_suffix(".draft")  # as good as a full disk
+    blocked.mkdir()
+    await host.restart("canary")
+    blocked.rmdir()
+    await host.reached("ready")
+    assert host.pid != first
+
+
 async def test_an_engine_that_ignores_sigterm_is_killed_with_its_children(make: Make) -> None:
     host = make("stubborn+grandchild", shutdown_timeout_s=0)
     await host.start()
