@@ -23,7 +23,7 @@ MAX_BODY_BYTES = 64 * 1024  # administrative bodies are small; larger ones pass 
 
 @dataclass
 class Answer:
-    """What the first request got; `messages` stays empty when it was cut off, and then the next one is done."""
+    """What the first request got; `messages` stays empty when it failed or was cut off, and then one of the next is done."""
 
     done: asyncio.Event
     at_s: float
@@ -46,12 +46,11 @@ class Idempotency:
             return
         messages = await _body(receive)
         key, repeat = _identity(scope, headers, messages)
-        known = self._find(key) if repeat else None
-        if known is not None:
+        while repeat and (known := self._find(key)) is not None:
             await known.done.wait()
-            for message in known.messages:
-                await send(dict(message))
             if known.messages:
+                for message in known.messages:
+                    await send(dict(message))
                 return
         await self._do(key, scope, _replay(messages, receive), send)
 
@@ -69,6 +68,8 @@ class Idempotency:
             if sent and sent[0]["status"] < 500:  # a failure of ours may be tried again
                 answer.messages = tuple(sent)
         finally:
+            if not answer.messages and self._answers.get(key) is answer:
+                del self._answers[key]  # of all who waited for it, one does it again and the others wait for that one
             answer.done.set()
             self._forget_old()
 

@@ -70,6 +70,17 @@ async def test_a_failure_may_be_tried_again(app: Counting) -> None:
     assert await app.post(idempotency_key="k") == 2
 
 
+async def test_those_who_waited_for_a_failure_do_not_all_try_again_at_once(app: Counting) -> None:
+    app.status = 500
+    first = asyncio.create_task(app.post(idempotency_key="k"))
+    await asyncio.sleep(0)
+    waiting = [asyncio.create_task(app.post(idempotency_key="k")) for _ in range(4)]
+    await first
+    app.status = 200
+    assert {await request for request in waiting} == {2}
+    assert app.done == 2
+
+
 async def test_answers_are_forgotten_in_time(app: Counting) -> None:
     await app.post(idempotency_key="k")
     app.now_s = KEPT_S + 1
