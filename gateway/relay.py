@@ -1,7 +1,8 @@
 """Bytes from the engine to the caller: the model's name put back, usage read, time measured, a broken end made visible.
 
 An answer counts as whole when every choice has its finish reason and no error came; nothing else, neither status 200 nor
-`[DONE]`, says so, because a dying engine sends both.
+`[DONE]`, says so, because a dying engine sends both. The reason `abort` is none: a vLLM that shuts down gives it to what it
+cuts and to whatever still arrives, under status 200.
 """
 
 import asyncio
@@ -90,7 +91,8 @@ async def relay_whole(
     outcome.note_usage(body.get("usage") or {})
     outcome.first_s = outcome.last_s = time.monotonic()
     outcome.whole = (
-        "choices" not in body or sum(1 for choice in body["choices"] if choice.get("finish_reason")) >= choices
+        "choices" not in body
+        or sum(choice.get("finish_reason") not in (None, "abort") for choice in body["choices"]) >= choices
     )
     if not outcome.whole:
         raise EngineUnavailableError("The engine's answer ended before it was complete.")
@@ -109,7 +111,8 @@ class StreamRewriter:
     def event(self, event: bytes, now_s: float) -> bytes | None:
         """The event as the caller gets it; None for one that is not the caller's to see.
 
-        Raises EngineAnswerError for an error event: whatever follows it is not part of an answer.
+        Raises EngineAnswerError for an error event and EngineUnavailableError for an answer cut by a shutdown: whatever
+        follows is not part of an answer.
         """
         if event.startswith(b":"):
             return None
@@ -123,6 +126,8 @@ class StreamRewriter:
         if data.startswith(b'{"type":') or b'"type":"response.' in data:
             self._note_response_event(data, now_s)
         else:
+            if b'"finish_reason":"abort"' in data:
+                raise EngineUnavailableError("The engine shut down before the answer was complete.")
             finishes = data.count(b'"finish_reason":"')
             self._outcome.finished += finishes
             if finishes or _has_output(data):

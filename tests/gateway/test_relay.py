@@ -125,3 +125,15 @@ async def test_the_engines_refusal_speaks_of_the_callers_model() -> None:
     with pytest.raises(EngineAnswerError, match=r"^support has") as refused:
         await relay_whole(Answer(body, status=400), NAMES, Outcome(), choices=1, answer_s=1.0)
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("begun", [(), (chunk("Hel"),)])
+async def test_a_stream_that_a_shutdown_cut_is_not_whole(begun: tuple[bytes, ...]) -> None:
+    with pytest.raises(EngineUnavailableError):
+        await collect(Answer(*begun, chunk("", "abort"), USAGE, DONE))
+
+
+async def test_a_plain_answer_that_a_shutdown_cut_is_not_whole() -> None:
+    cut = orjson.dumps({"model": NAMES.engine, "choices": [{"message": {"content": ""}, "finish_reason": "abort"}]})
+    with pytest.raises(EngineUnavailableError):
+        await relay_whole(Answer(cut), NAMES, Outcome(), choices=1, answer_s=1.0)
