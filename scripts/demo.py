@@ -27,7 +27,6 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from adapters.base import load_spec, prepare_base
 from adapters.home import home
 from adapters.tensors import open_tensors, save_tensors
 
@@ -45,7 +44,6 @@ class Story:
     """The demonstration's own installation, and what it has learned so far."""
 
     root: Path
-    base: Path
     began_s: float = field(default_factory=time.monotonic)
     keys: dict[str, str] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -64,10 +62,12 @@ class Story:
         own = {
             "LORIKEET_HOME": str(self.root),
             "LORIKEET_PORT": str(PORT),
-            "LORIKEET_BASE": str(self.base),
             "LORIKEET_URL": self.url,
         }
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORIKEET_", "OPENAI_"))}
+        strange = tuple(
+            name for name in os.environ if name.startswith(("LORIKEET_", "OPENAI_")) and name != "LORIKEET_ENGINE"
+        )
+        kept = {name: value for name, value in os.environ.items() if name not in strange}
         return kept | own | ({"LORIKEET_API_KEY": self.keys[tenant]} if tenant else {}) | more
 
     def show(self, *arguments: str, tenant: str | None = None, ok: Sequence[int] = (0,), **more: str) -> int:
@@ -119,9 +119,10 @@ def story() -> Iterator[Story]:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     console.print(Panel("One body, many voices: a base model, two tenants, and everything that happens between them."))
-    told = Story(root, prepare_base(load_spec(), home().models))
-    if (home().datasets).is_dir():
-        (root / "datasets").symlink_to(home().datasets)
+    told = Story(root)
+    for shared in (home().models, home().datasets):  # what was prepared or fetched once serves here too
+        shared.mkdir(exist_ok=True)
+        (root / shared.name).symlink_to(shared)
     try:
         yield told
     finally:

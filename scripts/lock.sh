@@ -46,7 +46,7 @@ compile() { # NAME CONSTRAINT|- ARGUMENT...
 
 compile dev "$work/torch-cpu.txt" "${cpu[@]}" \
   --extra engine-cpu --extra trainer --extra loadtests --extra dev --extra postgres
-compile cpu locks/dev.txt "${cpu[@]}" --extra engine-cpu --extra loadtests
+compile cpu locks/dev.txt "${cpu[@]}" --extra engine-cpu --extra trainer --extra loadtests
 compile gateway locks/dev.txt "${cpu[@]}"
 compile gpu - "${gpu[@]}" --extra engine-gpu --extra trainer --extra loadtests --extra postgres
 compile trainer locks/gpu.txt "${gpu[@]}" --extra trainer

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LOCKS = ("gateway", "cpu", "dev", "gpu", "trainer")
 EXTRAS = {
     "gateway": (),
-    "cpu": ("engine-cpu", "loadtests"),
+    "cpu": ("engine-cpu", "trainer", "loadtests"),
     "dev": ("engine-cpu", "trainer", "loadtests", "dev", "postgres"),
     "gpu": ("engine-gpu", "trainer", "loadtests", "postgres"),
     "trainer": ("trainer",),

@@ -231,7 +231,7 @@ def evaluate(
     if key is None:
         from adapters.stored import only_tenant
 
-        key, tenant = operator_key(), tenant or only_tenant()
+        key, tenant = operator_key(address), tenant or only_tenant()
     path = find_config(config, "eval")
     settings = load_config(path, EvalConfig, [*(overrides or ()), *([f"rows={rows}"] if rows else [])])
     with spinner() as tell:
@@ -260,14 +260,14 @@ def evaluate(
     out.print(f"Every answer: {written}", soft_wrap=True, highlight=False)
 
 
-def operator_key() -> str:
+def operator_key(url: str) -> str:
     """The key the gateway wrote for commands on this machine. Raises ConfigError."""
-    try:
-        return home().operator_key.read_text(encoding="utf-8").strip()
-    except OSError as exc:
+    key = home().operator_key_for(url)
+    if key is None:
         raise ConfigError(
             "No API key. Set LORIKEET_API_KEY or give --key; on the gateway's machine `lorikeet up` writes one."
-        ) from exc
+        )
+    return key
 
 
 @advise_app.command("advise")
