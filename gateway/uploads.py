@@ -10,7 +10,7 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -114,9 +114,10 @@ class Uploads:
         """Drop what has expired."""
         for folder in self._folder.glob("upload_*"):
             upload = _load(folder)
-            expires_at = upload.expires_at if upload else folder.stat().st_mtime + self._settings.part_ttl_s
-            if expires_at <= self._clock():
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # cancelled, or swept by another, since it was listed
+                expires_at = upload.expires_at if upload else folder.stat().st_mtime + self._settings.part_ttl_s
+                if expires_at <= self._clock():
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _create(self, upload: Upload) -> None:
         self.sweep()

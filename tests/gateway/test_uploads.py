@@ -138,3 +138,13 @@ async def test_an_unfinished_upload_is_no_file(uploads: Uploads) -> None:
     upload = await begin(uploads, 3)
     with pytest.raises(InvalidRequestError, match="not complete"):
         await uploads.file("acme", upload.id)
+
+
+async def test_a_folder_that_goes_while_it_is_swept_ends_no_sweep(
+    uploads: Uploads, tmp_path: Path, clock: Clock
+) -> None:
+    upload = await begin(uploads, 3)
+    (tmp_path / "uploads" / "upload_gone").symlink_to(tmp_path / "nowhere")  # listed, but not there
+    clock.now_s += 1e6
+    uploads.sweep()
+    assert not (tmp_path / "uploads" / upload.id).exists()
