@@ -6,6 +6,7 @@ cuts and to whatever still arrives, under status 200.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -73,7 +74,8 @@ def engine_error(status: int, raw: bytes, names: Names) -> EngineAnswerError:
         message, param = str(error.get("message") or error), error.get("param")
     except (orjson.JSONDecodeError, AttributeError):
         message, param = raw.decode(errors="replace")[:500] or f"The engine answered with status {status}.", None
-    return EngineAnswerError(status, message.replace(names.engine, names.caller), param)
+    engine_name = rf"(?<!\w){re.escape(names.engine)}(?!\w)"  # a word of its own: the base is called 'base' in there
+    return EngineAnswerError(status, re.sub(engine_name, lambda _: names.caller, message), param)
 
 
 async def relay_whole(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import EngineAnswerError, EngineStalledError, EngineUnavailableError
-from gateway.relay import Names, Outcome, StreamRewriter, relay_stream, relay_whole
+from gateway.relay import Names, Outcome, StreamRewriter, engine_error, relay_stream, relay_whole
 from gateway.sse import DONE, EventSplitter, data_event
 
 NAMES = Names(engine="acme/support@1-00000000", caller="support")
@@ -137,3 +137,21 @@ async def test_a_plain_answer_that_a_shutdown_cut_is_not_whole() -> None:
     cut = orjson.dumps({"model": NAMES.engine, "choices": [{"message": {"content": ""}, "finish_reason": "abort"}]})
     with pytest.raises(EngineUnavailableError):
         await relay_whole(Answer(cut), NAMES, Outcome(), choices=1, answer_s=1.0)
+
+
+@pytest.mark.parametrize(
+    ("engine", "said", "told"),
+    [
+        (NAMES.engine, f"The model `{NAMES.engine}` does not exist.", "The model `support` does not exist."),
+        (
+            "base",
+            "The model `base` cannot read base64 of a database.",
+            "The model `support` cannot read base64 of a database.",
+        ),
+    ],
+)
+def test_an_engines_refusal_carries_the_callers_name_and_no_other_word_changes(
+    engine: str, said: str, told: str
+) -> None:
+    raw = orjson.dumps({"error": {"message": said}})
+    assert str(engine_error(400, raw, Names(engine=engine, caller="support"))) == told
