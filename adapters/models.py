@@ -79,6 +79,7 @@ class VersionRow(Base):
     rank: Mapped[int]
     alpha: Mapped[float]
     size_bytes: Mapped[int] = mapped_column(BigInteger)
+    base: Mapped[str] = mapped_column(default="")
     files: Mapped[dict[str, Any]]
     warnings: Mapped[list[Any]]
     faults: Mapped[list[Any]]

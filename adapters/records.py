@@ -73,6 +73,7 @@ class AdapterVersion:
     alpha: float
     size_bytes: int
     files: Mapping[str, str]  # file name -> hex sha256 of its bytes in the blob store
+    base: str = ""  # weights digest of the base it was validated for; it answers beside no other. Empty: not recorded
     serving: ServingDefaults = NO_SERVING_DEFAULTS
     warnings: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
@@ -86,6 +87,10 @@ class AdapterVersion:
         The first use reads the database; on the event loop use `serving`, which is always here.
         """
         return self.manifest_source() if callable(self.manifest_source) else self.manifest_source
+
+    def fits(self, base: str) -> bool:
+        """Whether it may answer beside the base with this weights digest."""
+        return self.base in ("", base)
 
     @property
     def engine_name(self) -> str:

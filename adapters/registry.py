@@ -88,6 +88,7 @@ class Registry(Tenancy):
         *,
         digest: str,
         size_bytes: int,
+        base: str = "",
         rank: int,
         alpha: float,
         files: Mapping[str, str],
@@ -99,7 +100,9 @@ class Registry(Tenancy):
         check_name(name)
         with self._writing() as session:
             require_tenant(session, tenant)
-            same = session.scalar(live_versions(tenant, name).where(VersionRow.digest == digest))
+            same = session.scalar(
+                live_versions(tenant, name).where(VersionRow.digest == digest, VersionRow.base == base)
+            )
             if same is not None:
                 return self._version(same), False
             now = self._clock()
@@ -123,6 +126,7 @@ class Registry(Tenancy):
                 rank=rank,
                 alpha=float(alpha),
                 size_bytes=size_bytes,
+                base=base,
                 files=dict(files),
                 warnings=list(warnings),
                 faults=[],

@@ -50,6 +50,7 @@ def version_record(row: Any, load_manifest: ManifestLoader) -> AdapterVersion:
         rank=row.rank,
         alpha=row.alpha,
         size_bytes=row.size_bytes,
+        base=row.base,
         files=row.files,
         serving=ServingDefaults(**row.serving) if row.serving else NO_SERVING_DEFAULTS,
         warnings=tuple(row.warnings),

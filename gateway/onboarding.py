@@ -158,7 +158,8 @@ class Onboarding:
         """Sweep what a killed gateway left, then probe and see off for ever."""
         await asyncio.to_thread(self._sweep)
         for key, version in (await self._directory.refresh()).versions.items():
-            if version.status in (VersionStatus.VALIDATED, VersionStatus.PROBING):
+            unsettled = version.status in (VersionStatus.VALIDATED, VersionStatus.PROBING)
+            if unsettled and version.fits(self._base.fingerprint.weights_digest):
                 self._enqueue(key)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.departures.run(), name="departures")
@@ -180,6 +181,7 @@ class Onboarding:
             name,
             digest=report.digest,
             size_bytes=report.size_bytes,
+            base=self._base.fingerprint.weights_digest,
             rank=report.rank,
             alpha=report.alpha,
             files={path.name: self._blobs.put(path) for path in self._kept(folder)},

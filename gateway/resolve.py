@@ -21,9 +21,10 @@ class Target:
         return self.version.engine_name if self.version else None
 
 
-def resolve(model: str, *, tenant: str, snapshot: Snapshot, base_names: Iterable[str]) -> Target:
+def resolve(model: str, *, tenant: str, snapshot: Snapshot, base: str, base_names: Iterable[str]) -> Target:
     """`support` (production), `support@3` (pinned), `acme/support` (own, or shared by acme), or the base's own name.
 
+    base: weights digest of the base that is served; versions made for another one do not exist here.
     Raises AdapterNotFoundError for anything else: a foreign adapter cannot be told from one that does not exist.
     """
     if model in base_names:
@@ -37,7 +38,7 @@ def resolve(model: str, *, tenant: str, snapshot: Snapshot, base_names: Iterable
         raise AdapterNotFoundError(model)
     number = reference.version or record.production
     version = snapshot.versions.get((owner, reference.name, number)) if number is not None else None
-    if version is None or version.status is not VersionStatus.READY:
+    if version is None or not servable(version, base):
         raise AdapterNotFoundError(model)
     shown = reference.name if owner == tenant else f"{owner}/{reference.name}"
     return Target(model, f"{shown}@{version.version}", version)
@@ -47,12 +48,16 @@ def visible(record: AdapterRecord, tenant: str) -> bool:
     return record.tenant == tenant or tenant in record.shared_with
 
 
-def production_versions(snapshot: Snapshot) -> list[AdapterVersion]:
+def servable(version: AdapterVersion, base: str) -> bool:
+    return version.status is VersionStatus.READY and version.fits(base)
+
+
+def production_versions(snapshot: Snapshot, base: str) -> list[AdapterVersion]:
     """Versions that some alias points at, newest first: what engines should hold."""
     versions = [
         snapshot.versions.get((record.tenant, record.name, record.production))
         for record in snapshot.adapters.values()
         if record.production is not None
     ]
-    ready = [version for version in versions if version is not None and version.status is VersionStatus.READY]
+    ready = [version for version in versions if version is not None and servable(version, base)]
     return sorted(ready, key=lambda version: version.created_at, reverse=True)

@@ -31,7 +31,7 @@ from gateway.limits import OpenRequests
 from gateway.metrics import Metrics
 from gateway.onboarding import Onboarding
 from gateway.residency import Residency
-from gateway.resolve import production_versions
+from gateway.resolve import Target, production_versions, resolve
 from gateway.settings import Settings
 from gateway.tasks import Tasks
 from gateway.tenants import Caller, identify
@@ -61,6 +61,16 @@ class Services:
     open_requests: OpenRequests
     metrics: Metrics
     started_at: int  # Unix seconds
+
+    def resolve(self, model: str, tenant: str) -> Target:
+        """What a tenant means by `model` now. Raises AdapterNotFoundError."""
+        return resolve(
+            model,
+            tenant=tenant,
+            snapshot=self.directory.snapshot,
+            base=self.base.fingerprint.weights_digest,
+            base_names=self.base_names,
+        )
 
     @property
     def base_names(self) -> tuple[str, str]:
@@ -144,7 +154,7 @@ async def open_services(settings: Settings, make_host: MakeHost | None = None) -
 
     residency = Residency(
         fetch,
-        lambda: production_versions(directory.snapshot),
+        lambda: production_versions(directory.snapshot, base.fingerprint.weights_digest),
         capacity=profile.host_adapters,
         settings=settings.residency,
     )

@@ -21,7 +21,7 @@ from gateway.engines.protocol import EngineResponse
 from gateway.errors import UNKNOWN, BodyTooLargeError, EngineAnswerError, EngineStalledError, error_object_for
 from gateway.fleet import Replica
 from gateway.relay import Names, Outcome, StreamRewriter, error_event, relay_stream, relay_whole
-from gateway.resolve import Target, resolve
+from gateway.resolve import Target
 from gateway.respond import send_error, send_json
 from gateway.services import Services, identify_caller
 from gateway.tenants import Caller
@@ -84,12 +84,7 @@ class GenerationEndpoint:
         arrived_s = time.monotonic()
         tenant = caller.require(KeyScope.INFERENCE)
         fields = parse(raw)
-        target = resolve(
-            model_of(fields),
-            tenant=tenant.name,
-            snapshot=services.directory.snapshot,
-            base_names=services.base_names,
-        )
+        target = services.resolve(model_of(fields), tenant.name)
         prepared = prepare(
             self._endpoint,
             fields,

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from adapters.errors import AdapterNotFoundError
 from adapters.registry import AdapterRecord, AdapterVersion, Scope
-from gateway.resolve import resolve, visible
+from gateway.resolve import servable, visible
 from gateway.respond import list_object
 from gateway.services import CallerDep, Services, ServicesDep
 
@@ -43,11 +43,12 @@ async def list_models(caller: CallerDep, services: ServicesDep) -> dict[str, Any
     tenant = caller.require(Scope.INFERENCE).name
     snapshot = services.directory.snapshot
     objects = [base_object(services)]
+    base = services.base.fingerprint.weights_digest
     for record in sorted(
         snapshot.adapters.values(), key=lambda record: (record.tenant != tenant, record.tenant, record.name)
     ):
         version = snapshot.versions.get((record.tenant, record.name, record.production or 0))
-        if version is not None and visible(record, tenant):
+        if version is not None and servable(version, base) and visible(record, tenant):
             objects.append(adapter_object(record, version, tenant=tenant, services=services))
     return list_object(objects)
 
@@ -56,7 +57,7 @@ async def list_models(caller: CallerDep, services: ServicesDep) -> dict[str, Any
 async def retrieve_model(model: str, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
     tenant = caller.require(Scope.INFERENCE).name
     snapshot = services.directory.snapshot
-    target = resolve(model, tenant=tenant, snapshot=snapshot, base_names=services.base_names)
+    target = services.resolve(model, tenant)
     if target.version is None:
         return base_object(services) | {"id": model}
     record = snapshot.adapters[(target.version.tenant, target.version.adapter)]

@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import openai
 import pytest
 
 from tests.e2e.machine import Machine
@@ -51,6 +53,16 @@ def test_every_command_of_the_readme_runs(machine: Machine, base_model: Path, tm
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (tmp_path / "merged" / "config.json").is_file()
     assert '"ready":true' in done.stdout
+
+    machine.run("down")
+    machine.environment["LORIKEET_BASE"] = str(tmp_path / "merged")
+    second = machine.json("up")
+    assert second["base_model"] != first["base_model"]
+    with openai.OpenAI(base_url=f"{second['url']}/v1", api_key=first["key"]) as client:
+        assert [model.id for model in client.models.list()] == [second["base_model"]]  # adapters belong to their base
+        messages: Any = [{"role": "user", "content": "What is the capital of France?"}]
+        answer = client.chat.completions.create(model=second["base_model"], messages=messages, max_tokens=16)
+    assert answer.choices[0].message.content
 
 
 def test_the_python_example_is_the_official_clients(machine: Machine) -> None:

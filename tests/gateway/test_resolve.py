@@ -8,7 +8,8 @@ BASE = "org/base-model"
 
 
 def version(tenant: str, name: str, number: int, status: VersionStatus = VersionStatus.READY) -> AdapterVersion:
-    return AdapterVersion(tenant, name, number, f"{number:064x}", status, float(number), 8, 16, 100, {})
+    base = "c" * 64 if name == "other-base" else "b" * 64
+    return AdapterVersion(tenant, name, number, f"{number:064x}", status, float(number), 8, 16, 100, {}, base)
 
 
 def snapshot() -> Snapshot:
@@ -16,6 +17,7 @@ def snapshot() -> Snapshot:
         AdapterRecord("acme", "support", 0.0, production=2, previous=1, shared_with=frozenset({"globex"})),
         AdapterRecord("acme", "secret", 0.0, production=1, previous=None, shared_with=frozenset()),
         AdapterRecord("globex", "support", 0.0, production=1, previous=None, shared_with=frozenset()),
+        AdapterRecord("globex", "other-base", 0.0, production=1, previous=None, shared_with=frozenset()),
         AdapterRecord("globex", "unready", 0.0, production=None, previous=None, shared_with=frozenset()),
     ]
     versions = [
@@ -24,6 +26,7 @@ def snapshot() -> Snapshot:
         version("acme", "support", 3, VersionStatus.PROBING),
         version("acme", "secret", 1),
         version("globex", "support", 1),
+        version("globex", "other-base", 1),
         version("globex", "unready", 1, VersionStatus.REFUSED),
     ]
     return Snapshot(
@@ -36,7 +39,7 @@ def snapshot() -> Snapshot:
 
 
 def resolved(model: str, tenant: str = "acme") -> tuple[str, str | None]:
-    target = resolve(model, tenant=tenant, snapshot=snapshot(), base_names=[BASE, "base-model"])
+    target = resolve(model, tenant=tenant, snapshot=snapshot(), base="b" * 64, base_names=[BASE, "base-model"])
     return target.label, target.engine_name
 
 
@@ -68,6 +71,7 @@ def test_the_base_answers_to_its_names() -> None:
         "acme/absent",
         "unready",  # nothing of it is ready
         "unready@1",
+        "other-base",  # made for a base that is not served here
         "acme/support@3",  # still probing
         "support@9",
         "nowhere/support",
@@ -87,7 +91,7 @@ def test_anything_else_is_the_same_error_and_never_the_base(model: str) -> None:
 
 
 def test_engines_should_hold_what_aliases_point_at_newest_first() -> None:
-    assert [one.engine_name for one in production_versions(snapshot())] == [
+    assert [one.engine_name for one in production_versions(snapshot(), "b" * 64)] == [
         "acme/support@2-00000000",
         "acme/secret@1-00000000",
         "globex/support@1-00000000",

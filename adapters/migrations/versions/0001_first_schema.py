@@ -98,6 +98,7 @@ def upgrade() -> None:
         sa.Column("rank", sa.Integer(), nullable=False),
         sa.Column("alpha", sa.Double(), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("base", sa.String(), nullable=False),
         sa.Column("files", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("warnings", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("faults", sa.JSON(none_as_null=True), nullable=False),
