@@ -42,7 +42,7 @@ class RequestSettings(_Section):
 
     max_body_bytes: int = Field(8 * MIB, gt=0, description="Largest request body.")
     default_max_tokens: int = Field(512, gt=0, description="Output cap when neither caller nor adapter names one.")
-    max_choices: int = Field(8, gt=0, description="Largest `n`, times the prompts of a completion.")
+    max_choices: int = Field(32, gt=0, description="Largest `n`, times the prompts of a completion.")
     idle_s: float = Field(60.0, gt=0, description="Seconds without a byte from the engine before a stream is given up.")
     unread_s: float = Field(
         60.0,

@@ -24,6 +24,7 @@ import httpx
 import numpy as np
 import openai
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -47,6 +48,7 @@ class Story:
     began_s: float = field(default_factory=time.monotonic)
     keys: dict[str, str] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    questions: dict[str, dict[str, Any]] = field(default_factory=dict)  # an evaluated row of each model
     latency: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -136,8 +138,8 @@ def story() -> Iterator[Story]:
 def train(told: Story) -> None:
     told.chapter("1  Two tenants train an adapter each, on real data")
     console.print("acme sorts newswire by topic; globex pulls names out of loan agreements. Rank 8, two CPU cores.")
-    for name in ("reuters-topics", "finance-entities"):
-        told.show("train", name, "--out", str(told.root / name))
+    for name, less in (("reuters-topics", "data.train_rows=320"), ("finance-entities", "optimizer.epochs=2")):
+        told.show("train", name, "--set", less, "--out", str(told.root / name))  # two thirds of the shipped length
     console.print("And two adapters that can say only one thing each, to see a swap with the naked eye later.")
     for name, answer in ANSWERS.items():
         told.show(
@@ -178,7 +180,8 @@ def evaluate(told: Story) -> None:
     for tenant, model, task in (("acme", "topics", "reuters-topics"), ("globex", "entities", "finance-entities")):
         answers = told.root / f"eval-{task}.json"
         told.show("eval", task, "--model", model, "--rows", str(EVAL_ROWS), "--out", str(answers), tenant=tenant)
-        told.scores[task] = json.loads(answers.read_text(encoding="utf-8"))["metrics"]
+        document = json.loads(answers.read_text(encoding="utf-8"))
+        told.scores[task], told.questions[model] = document["metrics"], document["answers"][1]
 
 
 async def talk(told: Story) -> None:
@@ -186,20 +189,18 @@ async def talk(told: Story) -> None:
     for tenant, model in (("acme", "topics"), ("globex", "entities")):
         async with told.client(tenant) as client:
             console.print(f"[bold]{tenant}[/] sees {[m.id async for m in client.models.list()]}")
-            prompt: Any = [{"role": "user", "content": SAMPLES[model]}]
+            question = told.questions[model]
+            prompt: Any = question["messages"]
             stream = await client.chat.completions.create(model=model, messages=prompt, stream=True, max_tokens=64)
-            console.print(f"[dim]{SAMPLES[model]}[/]\n  [green]", end="")
+            console.print(f"[dim]{escape(prompt[-1]['content'])}[/]")
+            console.print(f"  wanted   {escape(question['wanted'])}\n  streamed ", end="")
             async for chunk in stream:
-                console.print(chunk.choices[0].delta.content or "", end="")
+                console.print(chunk.choices[0].delta.content or "", end="", markup=False)
             console.print()
 
 
 EVAL_ROWS = 48
 SUBJECTS = ("base", "few-shot", "adapter")
-SAMPLES = {
-    "topics": "opec ministers agreed to cut crude oil output by one mln barrels per day, the energy ministry said",
-    "entities": "This agreement is made between Silicon Valley Bank, a California bank, and Acme Robotics Inc.",
-}
 
 
 async def swap(told: Story) -> None:
@@ -298,7 +299,8 @@ def loadtest(told: Story, name: str, key: str, models: list[str], port: int) -> 
         )
     )
     out = str(told.root / f"loadtest-{name}")
-    result: dict[str, Any] = told.ask("loadtest", "run", str(scenario), "--out", out, LORIKEET_API_KEY=key)
+    own = {"LORIKEET_API_KEY": key, "LORIKEET_URL": f"http://127.0.0.1:{port}"}
+    result: dict[str, Any] = told.ask("loadtest", "run", str(scenario), "--out", out, **own)
     return result
 
 
