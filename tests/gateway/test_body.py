@@ -98,7 +98,7 @@ def test_an_answer_has_as_many_choices_as_prompts_times_n() -> None:
 def test_too_many_choices_are_refused() -> None:
     assert refusal({"messages": MESSAGES, "n": 1000}).param == "n"
     assert refusal({"prompt": ["a"] * 1000}, COMPLETIONS).param == "prompt"
-    assert refusal({"prompt": ["a"] * 5, "n": 5}, COMPLETIONS).param == "prompt"
+    assert refusal({"prompt": ["a"] * 5, "n": 7}, COMPLETIONS).param == "prompt"
 
 
 def test_a_missing_prompt_is_refused() -> None:

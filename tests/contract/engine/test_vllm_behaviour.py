@@ -19,8 +19,10 @@ from adapters.base import read_base
 from adapters.tensors import save_tensors
 from gateway.engines.echo import EchoEngine
 from gateway.engines.process import EngineProcess
+from gateway.engines.profile import BASE_NAME
 from gateway.engines.protocol import Engine
 from gateway.errors import AdapterLoadError, EngineError
+from gateway.probe import score
 from tests.factories import adapter_config, adapter_tensors, make_adapter, make_base
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -203,6 +205,30 @@ async def test_an_adapter_changes_the_likelihood_of_a_prompt(
     )
     assert plain["choices"][0]["prompt_logprobs"] != tuned["choices"][0]["prompt_logprobs"]
     assert tuned["model"] == name
+
+
+async def test_the_base_answers_the_same_whatever_adapters_sit_in_the_slots(
+    engine: Engine, new_adapter: Callable[..., tuple[str, Path]]
+) -> None:
+    """vLLM's CPU functions take slot -1, which marks the base's tokens, for the last slot; ours spare them."""
+    text = "The capital of France is Paris, a city on the river Seine."
+    alone = await score(engine, BASE_NAME, text, timeout_s=60)
+    adapters = [new_adapter(scale=0.1) for _ in range(2)]  # as many as the profile has slots
+    for name, folder in adapters:
+        await engine.load(name, folder)
+    beside = [await score(engine, BASE_NAME, text, timeout_s=60)]
+    stream = {"model": adapters[0][0], "prompt": "Once", "max_tokens": 100, "ignore_eos": True, "stream": True}
+    async with engine.open(COMPLETION, orjson.dumps(stream)) as response:
+        chunks = response.chunks()
+        await anext(chunks)
+        beside.append(await score(engine, BASE_NAME, text, timeout_s=60))
+        adapter = await score(engine, adapters[1][0], text, timeout_s=60)
+        assert [chunk async for chunk in chunks]
+    for seen in beside:
+        assert seen == pytest.approx(alone, abs=0.25)  # bfloat16, in batches of other shapes
+    assert adapter != pytest.approx(alone, abs=0.5)
+    for name, _ in adapters:
+        await engine.remove(name)
 
 
 async def test_a_second_load_of_a_name_is_400_and_success_to_us(
