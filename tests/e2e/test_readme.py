@@ -32,7 +32,9 @@ def test_the_two_commands_and_every_other_target_exist() -> None:
 
 
 def test_every_command_of_the_readme_runs(machine: Machine, base_model: Path, tmp_path: Path) -> None:
-    """The blocks marked `run`, on an installation that `lorikeet up` has just made; ADAPTER stands for a PEFT folder."""
+    """The blocks marked `run`, on an installation that `lorikeet up` has just made; ADAPTER stands for a PEFT folder. Then the
+    example in Python, and at last the merged model on an engine of its own.
+    """
     machine.home.mkdir()
     (machine.home / "models").symlink_to(base_model.parent)
     first = machine.json("up")
@@ -54,6 +56,12 @@ def test_every_command_of_the_readme_runs(machine: Machine, base_model: Path, tm
     assert (tmp_path / "merged" / "config.json").is_file()
     assert '"ready":true' in done.stdout
 
+    (example,) = blocks("python")
+    example = example.replace("http://127.0.0.1:8080", first["url"]).replace("lk-…", first["key"])
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
     machine.run("down")
     machine.environment["LORIKEET_BASE"] = str(tmp_path / "merged")
     second = machine.json("up")
@@ -63,14 +71,3 @@ def test_every_command_of_the_readme_runs(machine: Machine, base_model: Path, tm
         messages: Any = [{"role": "user", "content": "What is the capital of France?"}]
         answer = client.chat.completions.create(model=second["base_model"], messages=messages, max_tokens=16)
     assert answer.choices[0].message.content
-
-
-def test_the_python_example_is_the_official_clients(machine: Machine) -> None:
-    """The example as printed, but for the address, the key and the adapter's name."""
-    first = machine.json("up")
-    (example,) = blocks("python")
-    example = example.replace("http://127.0.0.1:8080", first["url"]).replace("lk-…", first["key"])
-    example = example.replace('model="support"', f'model="{first["base_model"]}"')
-    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
