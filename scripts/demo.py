@@ -138,8 +138,8 @@ def story() -> Iterator[Story]:
 def train(told: Story) -> None:
     told.chapter("1  Two tenants train an adapter each, on real data")
     console.print("acme sorts newswire by topic; globex pulls names out of loan agreements. Rank 8, two CPU cores.")
-    for name, less in (("reuters-topics", "data.train_rows=320"), ("finance-entities", "optimizer.epochs=2")):
-        told.show("train", name, "--set", less, "--out", str(told.root / name))  # two thirds of the shipped length
+    for name, less in (("reuters-topics", "data.train_rows=320"), ("finance-entities", "optimizer.epochs=1.75")):
+        told.show("train", name, "--set", less, "--out", str(told.root / name))  # less than the shipped length
     console.print("And two adapters that can say only one thing each, to see a swap with the naked eye later.")
     for name, answer in ANSWERS.items():
         told.show(
@@ -199,7 +199,7 @@ async def talk(told: Story) -> None:
             console.print()
 
 
-EVAL_ROWS = 48
+EVAL_ROWS = 40
 SUBJECTS = ("base", "few-shot", "adapter")
 
 
@@ -229,9 +229,9 @@ async def swap(told: Story) -> None:
         ) as http:
             for _ in range(SWAPS):
                 (await http.post("/v1/adapters/colour/promote", json={"version": 2})).raise_for_status()
-                await asyncio.sleep(1)
+                await asyncio.sleep(0.7)
                 (await http.post("/v1/adapters/colour/rollback")).raise_for_status()
-                await asyncio.sleep(1)
+                await asyncio.sleep(0.7)
         stop.set()
     for outcome, count in sorted(seen.items()):
         console.print(f"  {count:4} answers  {outcome}")
@@ -287,13 +287,13 @@ def loadtest(told: Story, name: str, key: str, models: list[str], port: int) -> 
                 "target": {"url": f"http://127.0.0.1:{port}"},
                 "adapters": models,
                 "requests": {"prompts": {"kind": "builtin"}, "max_tokens": 24},
-                "load": {"kind": "poisson", "rate_per_s": 2},
+                "load": {"kind": "poisson", "rate_per_s": 1},
                 "phases": [
                     {"name": "warm-up", "duration_s": 4, "measured": False},
-                    {"name": "steady", "duration_s": 20},
+                    {"name": "steady", "duration_s": 15},
                 ],
                 "objectives": ["p95(ttft) < 2 s"],
-                "sample_floor": 20,
+                "sample_floor": 10,
                 "health": {"send_lag_p99_ms": 200, "loop_lag_p99_ms": 100, "objective_share": 0.1},
             }
         )
@@ -311,7 +311,7 @@ def table(told: Story) -> None:
         figure = next(iter(metrics["adapter"]))
         scores.add_row(task, figure.replace("_", " "), *(f"{100 * metrics[who][figure]:.1f} %" for who in SUBJECTS))
     latency = Table("topics served", "TTFT P50", "TTFT P95", "end to end P50", "end to end P95", title_justify="left")
-    latency.title = "Latency at two requests a second, 24 tokens"
+    latency.title = "Latency at one request a second, 24 tokens"
     for way, summary in told.latency.items():
         overall = next(group for group in summary["groups"] if group["kind"] == "overall")
         cells = [overall["metrics_s"][metric][rank]["value"] for metric in ("ttft", "e2e") for rank in ("p50", "p95")]
