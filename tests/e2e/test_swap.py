@@ -108,7 +108,7 @@ async def test_ten_swaps_under_eight_streams_drop_nothing_and_mix_nothing(
     async with asyncio.timeout(
         60
     ):  # the versions that lost the name are freed in the engine when nobody uses them any more
-        while [version_of(name) for name in (await engine.adapters()).resident] != [1]:
+        while [version_of(name) for name in (await engine.adapters()).resident] != [1]:  # noqa: ASYNC110 - swept on a timer
             await asyncio.sleep(0.2)
 
 
