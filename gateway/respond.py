@@ -1,5 +1,6 @@
 """Answers in OpenAI's shapes, written as raw ASGI so that the hot path builds no response objects."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -23,5 +24,5 @@ async def send_error(send: Send, exc: BaseException) -> None:
     await send_json(send, error_object_for(exc).status, orjson.dumps(error_body(exc)), headers)
 
 
-def list_object(data: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"object": "list", "data": data, "has_more": False}
+def list_object(data: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return {"object": "list", "data": list(data), "has_more": False}

@@ -1,7 +1,6 @@
 """/v1/adapters: upload, look at, promote, roll back and delete adapters. A tenant's names are its own: others' do not exist."""
 
 import asyncio
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +16,7 @@ from adapters.registry import AdapterRecord, AdapterVersion, Scope, Snapshot, Ve
 from gateway.api.json_body import read_json
 from gateway.errors import GatewayError, InvalidRequestError
 from gateway.multipart import Form, receive_form
+from gateway.respond import list_object
 from gateway.services import CallerDep, Services, ServicesDep
 from gateway.tenants import Caller
 
@@ -178,10 +178,6 @@ def version_object(version: AdapterVersion, snapshot: Snapshot, services: Servic
         "faults": [fault.as_dict() for fault in version.faults],
         "probe": dict(version.probe) if version.probe is not None else None,
     }
-
-
-def list_object(data: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    return {"object": "list", "data": list(data), "has_more": False}
 
 
 async def _accept_form(
