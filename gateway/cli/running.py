@@ -313,7 +313,7 @@ def start_failure(settings: Settings, what: str) -> str:
 
 
 def curl_line(url: str, key: str | None, model: str) -> str:
-    body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 32}
+    body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 32, "temperature": 0}
     header = f"Authorization: Bearer {key}" if key else "Authorization: Bearer $LORIKEET_API_KEY"
     quoted = shlex.quote(header) if key else f'"{header}"'
     return (
