@@ -45,11 +45,17 @@ class Passage:
     queue_s: float = 0.0
     load_s: float = 0.0
 
+    @property
+    def overhead_s(self) -> float:
+        """From the body's end to the engine's call, without the waits that have names of their own."""
+        return max(0.0, self.outcome.sent_s - self.arrived_s - self.queue_s - self.load_s)
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         return [
             (b"x-lorikeet-adapter", self.target.label.encode()),
             (b"x-lorikeet-queue-ms", str(round(self.queue_s * 1000)).encode()),
             (b"x-lorikeet-load-ms", str(round(self.load_s * 1000)).encode()),
+            (b"x-lorikeet-overhead-ms", f"{self.overhead_s * 1000:.2f}".encode()),
         ]
 
 

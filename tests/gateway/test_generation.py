@@ -77,6 +77,7 @@ async def test_an_adapter_answers_under_its_own_name(gateway: Gateway, publish: 
     assert answer.headers["x-lorikeet-adapter"] == "support@1"
     assert answer.headers["x-request-id"].startswith("req_")
     assert int(answer.headers["x-lorikeet-load-ms"]) >= 0
+    assert 0 <= float(answer.headers["x-lorikeet-overhead-ms"]) < 1000
 
 
 async def test_the_base_answers_to_its_name(gateway: Gateway) -> None:
