@@ -13,7 +13,7 @@ lost ("coordinated omission"); the figure from the sent instant stands beside it
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
@@ -24,14 +24,15 @@ import orjson
 from loadtests.errors import RecordError
 
 FORMAT = "lorikeet.loadtest.records"
-VERSION = 1
+VERSION = 2
+READABLE = (1, VERSION)  # what a later version added has defaults
 
 
 class Outcome(StrEnum):
     OK = "ok"  # complete: with a finish_reason, and without an error event
     FAILED = "failed"
     REFUSED = "refused"  # 429: the server said not now
-    CANCELLED = "cancelled"  # given up by us: the run was interrupted
+    CANCELLED = "cancelled"  # given up by us: planned so, or the run was interrupted
     CENSORED = "censored"  # not answered when the run ended; it takes longer than is known
 
 
@@ -43,6 +44,24 @@ class PhaseWindow:
     measured: bool
     start_s: float
     end_s: float
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something done to the server during the run, such as an upload: a mark on the time axis."""
+
+    name: str
+    start_s: float
+    end_s: float
+    error: str = ""  # empty: it succeeded
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Metrics of the server as scraped at one instant: series (with its labels) to value."""
+
+    at_s: float
+    values: Mapping[str, float]
 
 
 @dataclass
@@ -68,6 +87,12 @@ class Record:
     served_by: str = ""  # x-lorikeet-adapter
     queue_s: float | None = None  # x-lorikeet-queue-ms
     load_s: float | None = None  # x-lorikeet-load-ms
+    overhead_s: float | None = None  # x-lorikeet-overhead-ms: the gateway's own time
+    retry_after_s: float | None = None  # as told with a 429
+    visit: str = ""  # first, again, after_eviction: in phases that touch each adapter in turn
+    turn: int = 0  # of a conversation
+    mark: str = ""  # the nonce in its prompt
+    wrong: str = ""  # why the answer is another adapter's or another tenant's; empty: no sign of it
 
     @property
     def lag_s(self) -> float | None:
@@ -128,6 +153,7 @@ METRICS: dict[str, Callable[[Record], list[float]]] = {
     "lag": lambda record: _one(record.lag_s),  # sent after the intended start, by our own fault
     "queue": lambda record: _one(record.queue_s),  # as the gateway reports
     "load": lambda record: _one(record.load_s),  # as the gateway reports
+    "overhead": lambda record: _one(record.overhead_s),  # as the gateway reports
     "close": lambda record: _one(record.close_s),  # last content to the end of the answer
 }
 
@@ -157,6 +183,9 @@ class Run:
     health: Health
     environment: Mapping[str, Any]
     records: tuple[Record, ...]
+    events: tuple[Mark, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    calibration: Mapping[str, Any] | None = None  # the generator's own error on its machine, where it was measured
 
 
 def write_run(path: Path, run: Run) -> None:
@@ -171,7 +200,7 @@ def write_run(path: Path, run: Run) -> None:
         for record in run.records:
             derived = {f"{name}_s": round(v[0], 6) for name, of in METRICS.items() if len(v := of(record)) == 1}
             derived.pop("chunk_gap_s", None)
-            raw = asdict(record)
+            raw = {name: getattr(record, name) for name in _RECORD_FIELDS}
             raw["content_s"] = [round(instant, 6) for instant in record.content_s]
             file.write(orjson.dumps(derived | raw) + b"\n")
 
@@ -183,8 +212,8 @@ def read_run(path: Path) -> Run:
         header = orjson.loads(lines[0]) if lines else {}
         if header.get("format") != FORMAT:
             raise RecordError(f"{path} holds no load test records (its first line is no {FORMAT} header).")
-        if header["version"] != VERSION:
-            raise RecordError(f"{path} has version {header['version']}; this Lorikeet reads version {VERSION}.")
+        if header["version"] not in READABLE:
+            raise RecordError(f"{path} has version {header['version']}; this Lorikeet reads up to version {VERSION}.")
         return Run(
             scenario=header["scenario"],
             url=header["url"],
@@ -195,6 +224,9 @@ def read_run(path: Path) -> Run:
             health=Health(**{**header["health"], "faults": tuple(header["health"]["faults"])}),
             environment=header["environment"],
             records=tuple(_record(orjson.loads(line)) for line in lines[1:]),
+            events=tuple(Mark(**mark) for mark in header.get("events", ())),
+            samples=tuple(Sample(**sample) for sample in header.get("samples", ())),
+            calibration=header.get("calibration"),
         )
     except OSError as exc:
         raise RecordError(
@@ -204,10 +236,10 @@ def read_run(path: Path) -> Run:
         raise RecordError(f"{path} is damaged: {exc}") from exc
 
 
-_RECORD_FIELDS = frozenset(f.name for f in fields(Record))
+_RECORD_FIELDS = tuple(f.name for f in fields(Record))
 
 
 def _record(line: dict[str, Any]) -> Record:
-    record = Record(**{name: value for name, value in line.items() if name in _RECORD_FIELDS})
+    record = Record(**{name: line[name] for name in _RECORD_FIELDS if name in line})
     record.outcome = Outcome(record.outcome)
     return record

@@ -1,11 +1,16 @@
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loadtests.errors import RecordError
-from loadtests.record import Outcome, read_run, write_run
+from loadtests.record import Mark, Outcome, Sample, read_run, write_run
+from loadtests.report import render_report
 from loadtests.summary import summarise
 from tests.loadtests.factories import make_record, make_run
+
+VERSION_1 = Path(__file__).parent / "data" / "records-v1.jsonl"
 
 
 def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -19,6 +24,36 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
         assert one.content_s == pytest.approx(other.content_s, abs=1e-6)
     assert (again.scenario, again.windows, again.health) == (run.scenario, run.windows, run.health)
     assert summarise(again).verdict == summarise(run).verdict
+
+
+def test_what_happened_beside_the_requests_comes_back(tmp_path: Path) -> None:
+    extras: dict[str, Any] = {
+        "overhead_s": 0.002,
+        "retry_after_s": 3.0,
+        "visit": "again",
+        "turn": 2,
+        "mark": "3f2a",
+        "wrong": "answered by legal@1",
+    }
+    run = replace(
+        make_run([make_record(1, **extras)]),
+        events=(Mark("upload", 2.0, 2.5), Mark("kill", 3.0, 3.1, "connection refused")),
+        samples=(Sample(1.0, {"engine:running": 3.0}), Sample(2.0, {})),
+        calibration={"p95_error": 0.01},
+    )
+    write_run(tmp_path / "records.jsonl", run)
+    again = read_run(tmp_path / "records.jsonl")
+    assert {name: getattr(again.records[0], name) for name in extras} == extras
+    assert (again.events, again.samples, again.calibration) == (run.events, run.samples, run.calibration)
+
+
+def test_a_file_of_version_1_is_still_judged_and_drawn() -> None:
+    run = read_run(VERSION_1)
+    assert (len(run.records), run.events, run.samples, run.calibration) == (12, (), (), None)
+    assert {record.wrong + record.visit + record.mark for record in run.records} == {""}
+    summary = summarise(run)
+    assert summary.overall.metrics["ttft"].count == 11
+    assert "support" in render_report(run, summary)
 
 
 @pytest.mark.parametrize(
