@@ -1,5 +1,6 @@
 """Prometheus metrics of the gateway: few labels, every objective a bucket edge, no key, prompt or request id anywhere."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -13,6 +14,16 @@ TOKEN_SECONDS = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05,
     0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
+
+
+# Of each engine, as the gateway sees it at the time of the scrape.
+ENGINE_GAUGES = {
+    "ready": "1 when it takes requests.",
+    "in_flight_requests": "Generation requests it works on.",
+    "waiting_requests": "Generation requests that wait for their turn.",
+    "resident_adapters": "Adapters it holds.",
+    "slots": "Adapters it can compute with at once.",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,7 @@ class Metrics:
     load_wait: Histogram
     tokens: Counter
     tenant_tokens: Counter
-    in_flight: Gauge
+    engines: dict[str, Gauge]
     disconnects: Counter
 
     @classmethod
@@ -55,9 +66,17 @@ class Metrics:
             load_wait=histogram("adapter_load_seconds", "What a request waited for its adapter's load.", []),
             tokens=counter("tokens", "Tokens by adapter.", ["adapter", "type"]),
             tenant_tokens=counter("tenant_tokens", "Tokens by tenant.", ["tenant", "type"]),
-            in_flight=Gauge("gateway_inflight_requests", "Generation requests open now.", registry=registry),
+            engines={
+                name: Gauge(f"gateway_engine_{name}", text, ["engine"], registry=registry)
+                for name, text in ENGINE_GAUGES.items()
+            },
             disconnects=counter("client_disconnects", "Callers that left before the end.", ["stage"]),
         )
+
+    def note_engine(self, engine: str, values: Mapping[str, float]) -> None:
+        """values: of each of ENGINE_GAUGES."""
+        for name, value in values.items():
+            self.engines[name].labels(engine).set(value)
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)

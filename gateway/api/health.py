@@ -29,7 +29,15 @@ async def readyz(services: ServicesDep, response: Response) -> dict[str, Any]:
 
 @router.get("/metrics")
 async def metrics(services: ServicesDep) -> Response:
-    services.metrics.in_flight.set(sum(replica.admission.in_flight for replica in services.fleet.replicas))
+    for replica in services.fleet.replicas:
+        values = {
+            "ready": float(replica.ready),
+            "in_flight_requests": replica.admission.in_flight,
+            "waiting_requests": replica.admission.waiting,
+            "resident_adapters": len(replica.residency.resident),
+            "slots": replica.slots,
+        }
+        services.metrics.note_engine(replica.id, values)
     return Response(services.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -305,7 +305,10 @@ async def test_health_readiness_metrics_and_status(gateway: Gateway) -> None:
     async with gateway.anonymous() as client:
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.get("/readyz")).json()["ready"] is True
-        assert "gateway_requests_total" in (await client.get("/metrics")).text
+        exposition = (await client.get("/metrics")).text
+        assert "gateway_requests_total" in exposition
+        assert 'gateway_engine_ready{engine="echo"} 1.0' in exposition
+        assert 'gateway_engine_waiting_requests{engine="echo"} 0.0' in exposition
         assert (await client.get("/lorikeet/status")).status_code == 401
     async with await gateway.client() as client:
         assert (await client.get("/lorikeet/status")).status_code == 403
