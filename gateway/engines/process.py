@@ -96,18 +96,26 @@ class EngineProcess:
             await self._changed.wait()
 
     async def start(self) -> None:
-        """Returns when the engine is ready, and keeps it so from then on. Raises EngineStartError."""
+        """Returns when the engine is ready, and keeps it so from then on.
+
+        Raises EngineStartError when it does not come up; it is then tried again, with pauses, until `stop`.
+        """
         if self._watcher is not None:
             raise EngineStartError(f"Engine '{self.id}' has been started already.")
         await asyncio.to_thread(self._claim)
         self._set("starting")
         try:
             await self._bring_up()
-        except BaseException:
+        except BaseException as exc:
             await self._tear_down()
             self._set("failed")
+            if isinstance(exc, Exception):
+                self._keep_up(failures=1)
             raise
-        self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.id}")
+        self._keep_up(failures=0)
+
+    def _keep_up(self, failures: int) -> None:
+        self._watcher = asyncio.create_task(self._watch(failures), name=f"watch {self.id}")
 
     async def stop(self) -> None:
         """SIGTERM, time to finish, SIGKILL for the group. Nothing is left behind."""
@@ -216,26 +224,32 @@ class EngineProcess:
             exiting.cancel()
             await asyncio.gather(doing, exiting, return_exceptions=True)
 
-    async def _watch(self) -> None:
-        failures = 0
+    async def _watch(self, failures: int) -> None:
+        if failures:
+            failures = await self._revive(failures)
         while self._process is not None:
             self.last_exit = await self._process.wait()
             loop = asyncio.get_running_loop()
             failures = failures_after(failures, ready_s=loop.time() - (self._ready_at or loop.time()))
             logger.error("engine exited", extra={"engine": self.id, "code": self.last_exit, "failures": failures})
             self._set("restarting")
-            while self._state != "ready":
-                await asyncio.to_thread(leftovers.sweep, self._record, self.socket)
-                await asyncio.sleep(self._backoff(failures))
-                self._set("restarting")
-                try:
-                    await self._bring_up()
-                except Exception:
-                    logger.exception("engine did not come back", extra={"engine": self.id, "failures": failures})
-                    await self._tear_down()
-                    failures += 1
-                    self._set("failed")
+            failures = await self._revive(failures)
             self.restarts += 1
+
+    async def _revive(self, failures: int) -> int:
+        """Start it until it is ready; failures in a row, before and after."""
+        while self._state != "ready":
+            await asyncio.to_thread(leftovers.sweep, self._record, self.socket)
+            await asyncio.sleep(self._backoff(failures))
+            self._set("restarting")
+            try:
+                await self._bring_up()
+            except Exception:
+                logger.exception("engine did not come back", extra={"engine": self.id, "failures": failures})
+                await self._tear_down()
+                failures += 1
+                self._set("failed")
+        return failures
 
     async def _tear_down(self, *, grace_s: float = 0.0) -> None:
         """End the process and everything of it."""

@@ -126,6 +126,7 @@ async def test_an_exit_while_adapters_are_restored_is_a_failed_start(make: Make)
     with pytest.raises(EngineStartError, match="code -9"):
         await host.start()
     assert host.state == "failed"
+    await host.stop()
     assert left_behind(host) == []
 
 
@@ -134,6 +135,7 @@ async def test_an_engine_that_cannot_start_says_what_its_log_says(make: Make) ->
     with pytest.raises(EngineStartError, match=r"exited with code 3(.|\n)*no weights here"):
         await host.start()
     assert host.state == "failed"
+    await host.stop()
     assert left_behind(host) == []
 
 
@@ -141,6 +143,7 @@ async def test_an_engine_that_never_gets_ready_is_given_up_and_killed(make: Make
     host = make("silent+grandchild", start_timeout_s=1.0)
     with pytest.raises(EngineStartError, match="not ready after 1 s"):
         await host.start()
+    await host.stop()
     assert left_behind(host) == []
 
 
@@ -153,6 +156,22 @@ async def test_a_crash_loop_is_tried_until_it_comes_back(make: Make) -> None:
     await host.reached("ready")
     assert starts(host) == 4
     assert await host.engine.healthy()
+
+
+async def test_a_first_start_that_fails_says_so_and_is_tried_again(make: Make) -> None:
+    calls = 0
+
+    async def restore(_engine: Engine) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise EngineUnavailableError("not yet")
+
+    host = make("plain", on_ready=restore)
+    with pytest.raises(EngineUnavailableError):
+        await host.start()
+    await host.reached("ready")
+    assert (calls, starts(host), host.restarts) == (2, 2, 0)
 
 
 async def test_a_restore_that_fails_after_a_restart_is_tried_again(make: Make) -> None:
