@@ -16,10 +16,12 @@ from pathlib import Path
 from adapters.errors import AdapterError
 from adapters.registry import AdapterVersion
 from gateway.engines.protocol import Engine
-from gateway.errors import EngineUnavailableError, GatewayError, NoReplicaError
+from gateway.errors import AdapterLoadError, EngineUnavailableError, GatewayError, NoReplicaError
 from gateway.settings import ResidencySettings
 
 logger = logging.getLogger(__name__)
+
+DEADLY = 2  # once may be chance: somebody else's crash, or a restart
 
 Fetch = Callable[[AdapterVersion], Awaitable[Path]]  # brings a version's folder onto this machine's disk
 Production = Callable[[], Iterable[AdapterVersion]]  # versions that an alias points at now, most wanted first
@@ -47,6 +49,7 @@ class Residency:
         self._leases: Counter[str] = Counter()
         self._loaded: OrderedDict[str, AdapterVersion] = OrderedDict()  # least recently used first
         self._used_s: dict[str, float] = {}
+        self._deaths: Counter[str] = Counter()  # how often the engine went away while the name was loaded
         self._locks: dict[str, asyncio.Lock] = {}
         self._loading = asyncio.Lock()  # one load at a time: each stops the engine's streams
         self._next_load_s = 0.0
@@ -69,8 +72,7 @@ class Residency:
         self._engine = engine
         for version in list(wanted.values())[: self._capacity]:
             with _without_the_broken(version):
-                await engine.load(version.engine_name, await self._fetch(version))
-                self._note_loaded(version)
+                await self._load(engine, version, await self._fetch(version))
 
     @contextmanager
     def claim(self, version: AdapterVersion) -> Iterator[None]:
@@ -177,11 +179,23 @@ class Residency:
                 if self._engine is None:
                     raise NoReplicaError
                 started_s = time.monotonic()
-                await self._engine.load(name, folder)
+                await self._load(self._engine, version, folder)
                 took_s = time.monotonic() - started_s
                 self._next_load_s = started_s + took_s / self._settings.stall_share
-                self._note_loaded(version)
         logger.info("adapter loaded", extra={"adapter": name, "load_s": round(took_s, 4)})
+
+    async def _load(self, engine: Engine, version: AdapterVersion, folder: Path) -> None:
+        """Raises AdapterLoadError for a version at whose load engines have died: it would take the next one along."""
+        name = version.engine_name
+        if self._deaths[name] >= DEADLY:
+            raise AdapterLoadError(f"Version '{name}' is set aside: engines ended {DEADLY} times while it was loaded.")
+        try:
+            await engine.load(name, folder)
+        except EngineUnavailableError:
+            self._deaths[name] += 1
+            raise
+        self._deaths.pop(name, None)
+        self._note_loaded(version)
 
     async def _make_room(self) -> None:
         """Evict the least recently used version nobody holds, production last."""

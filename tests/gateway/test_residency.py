@@ -6,7 +6,7 @@ import pytest
 from adapters.registry import AdapterVersion, VersionStatus
 from gateway.engines.echo import EchoEngine
 from gateway.engines.protocol import EngineAdapters
-from gateway.errors import AdapterLoadError, EngineError, NoReplicaError
+from gateway.errors import AdapterLoadError, EngineError, EngineUnavailableError, NoReplicaError
 from gateway.residency import Residency
 from gateway.settings import ResidencySettings
 
@@ -182,3 +182,22 @@ async def test_weights_the_engine_would_not_give_up_are_asked_for_again(shelf: S
     assert engine.leaving
     await residency.reconcile()
     assert not engine.leaving
+
+
+async def test_a_version_at_whose_load_engines_die_is_set_aside_and_the_others_come_back(shelf: Shelf) -> None:
+    class Mortal(EchoEngine):
+        async def load(self, name: str, folder: Path) -> None:
+            if name == version("deadly").engine_name:
+                raise EngineUnavailableError("gone")
+            await super().load(name, folder)
+
+    shelf.production = [version("deadly"), version("good")]
+    residency = Residency(shelf.fetch, lambda: shelf.production, capacity=4, settings=SETTINGS)
+    for _ in range(2):
+        with pytest.raises(EngineUnavailableError):
+            await residency.restore(Mortal())
+    await residency.restore(Mortal())
+    assert residency.resident == [version("good").engine_name]
+    with pytest.raises(AdapterLoadError, match="set aside"):
+        async with residency.hold(version("deadly")):
+            pass
