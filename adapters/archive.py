@@ -6,6 +6,7 @@ checked; nothing is extracted by the libraries' own path handling. Sizes are cou
 
 import gzip
 import io
+import os
 import re
 import shutil
 import stat
@@ -116,7 +117,12 @@ def unpack(archive: Path, into: Path, limits: UploadLimits) -> None:
 
 
 class _Guarded(io.FileIO):
-    """A file that refuses to be read into memory in one big piece, as zipfile and tarfile do with metadata."""
+    """A file that refuses to be read into memory in one big piece or before its beginning, as damaged metadata would have it."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        if whence == os.SEEK_SET and offset < 0:  # from a directory that lies about where it begins
+            raise zipfile.BadZipFile("an offset before the beginning")
+        return super().seek(offset, whence)
 
     def read(self, size: int | None = -1, /) -> bytes:
         everything = size is None or size < 0

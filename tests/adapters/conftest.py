@@ -50,8 +50,9 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         _created(url, "shared", template="migrated")
         yield url
         process = server.get_postmaster_info().process
-        process.send_signal(signal.SIGQUIT)  # at once: writing back what is deleted next can take half a minute
-        process.wait(60)
+        if process.is_running():
+            process.send_signal(signal.SIGQUIT)  # at once: writing back what is deleted next can take half a minute
+            process.wait(60)
     finally:
         server.cleanup()
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from adapters.archive import UploadLimits, unpack
@@ -222,6 +222,7 @@ SEEDS["tar.gz"] = gzip.compress(SEEDS["tar"])
     edits=st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), min_size=1, max_size=8),
     cut=st.one_of(st.none(), st.integers(0, 20_000)),
 )
+@example(kind="zip", edits=[(7683, 1)], cut=None)  # a directory that begins before the file does
 def test_a_damaged_archive_is_unpacked_inside_or_refused(
     tmp_path_factory: pytest.TempPathFactory, kind: str, edits: list[tuple[int, int]], cut: int | None
 ) -> None:
