@@ -117,7 +117,7 @@ def unpack(archive: Path, into: Path, limits: UploadLimits) -> None:
 
 
 class _Guarded(io.FileIO):
-    """A file that refuses to be read into memory in one big piece or before its beginning, as damaged metadata would have it."""
+    """A file not read into memory in one big piece, nor before its beginning, whatever damaged metadata asks for."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         if whence == os.SEEK_SET and offset < 0:  # from a directory that lies about where it begins
