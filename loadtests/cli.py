@@ -18,9 +18,9 @@ from rich.table import Table
 
 from loadtests.errors import LoadTestError
 from loadtests.live import LiveView
+from loadtests.loads import describe_load
 from loadtests.record import Run
 from loadtests.scenario import load_scenario
-from loadtests.schedule import describe_load
 from loadtests.session import RECORDS, REPORT, Plan, measure, plan_only, replot, resolve_keys
 from loadtests.slo import Verdict
 from loadtests.summary import Summary, describe_judgement, format_s, summary_json

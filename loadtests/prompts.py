@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from loadtests.errors import ScenarioError
-from loadtests.scenario import BuiltinPrompts, FilePrompts, Prompts, SyntheticPrompts
+from loadtests.shapes import BuiltinPrompts, FilePrompts, Prompts, SyntheticPrompts, longest
 
 QUESTIONS = (
     "My parcel has not arrived after ten days. What can I do?",
@@ -66,7 +66,7 @@ def load_prompts(spec: Prompts) -> PromptSource:
         case BuiltinPrompts():
             return PromptList(QUESTIONS)
         case SyntheticPrompts():
-            return SyntheticSource(spec.words)
+            return SyntheticSource(longest(spec.words))
         case FilePrompts():
             return PromptList(_read(spec.path))
 

@@ -7,10 +7,11 @@ from typing import Any
 import jinja2
 
 from loadtests import plots
+from loadtests.loads import describe_load
+from loadtests.groups import Group
 from loadtests.record import METRICS, Outcome, Record, Run
-from loadtests.schedule import describe_load
 from loadtests.slo import Verdict
-from loadtests.stats import Distribution, Group
+from loadtests.stats import Distribution
 from loadtests.summary import Summary, format_figure, format_s, is_open_loop
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")

@@ -8,8 +8,8 @@ from typing import Any
 
 from loadtests.client import Client, Clock, run_clock
 from loadtests.health import Pulse
+from loadtests.loads import Closed
 from loadtests.record import Outcome, PhaseWindow, Record
-from loadtests.scenario import Closed
 from loadtests.schedule import Planned, Workload, windows
 
 RETRY_PAUSE_S = 0.1  # a closed loop on a dead server would otherwise spin

@@ -15,10 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from loadtests.arrivals import arrivals_s
+from loadtests.loads import AnyRate
+from loadtests.phases import Phase
 from loadtests.popularity import pick, shares
 from loadtests.prompts import PromptSource
 from loadtests.record import PhaseWindow
-from loadtests.scenario import Closed, Constant, Phase, Poisson, Scenario
+from loadtests.scenario import Scenario
+from loadtests.shapes import longest
 
 # Streams of random numbers that must not meet: one for instants, one for contents.
 _ARRIVALS, _CONTENT = 0, 1
@@ -36,6 +39,13 @@ class Planned:
     stream: bool
     max_tokens: int
     prompt: str
+    mark: str = ""  # the nonce in the prompt: no other answer may hold it
+    visit: str = ""  # in a touch phase: first, again or after_eviction
+    follow_ups: tuple[str, ...] = ()  # what the user says next, each after the answer before
+    think_s: float = 0.0  # pause before each of them
+    cancel_after_s: float | None = None  # the client leaves so long after it sent the request
+    read_pause_s: float = 0.0  # after each read, of a client that reads slowly
+    expect: str = ""  # of a canary: text that the answer must contain
 
 
 class Workload:
@@ -48,7 +58,7 @@ class Workload:
         self._prompts = prompts
         weights = np.array([tenant.share for tenant in scenario.tenants])
         self._tenants = np.cumsum(weights / weights.sum())
-        self._adapters = {t: np.cumsum(shares(scenario.popularity, len(names))) for t, names in self.models.items()}
+        self._adapters = {t: np.cumsum(shares(scenario.popularity, names)) for t, names in self.models.items()}
 
     def request(self, phase: int, number: int, at_s: float | None) -> Planned:
         shape = self.scenario.requests
@@ -58,11 +68,12 @@ class Workload:
         adapter = self.models[tenant][pick(self._adapters[tenant], adapter_draw)]
         prompt = self._prompts.draw(rng)
         name = self.scenario.phases[phase].name
+        mark = ""
         if shape.nonce:
             mark = hashlib.sha256(f"{self.scenario.seed}/{name}/{number}".encode()).hexdigest()[:8]
             prompt = f"[{mark}] {prompt}"
         stream = bool(stream_draw < shape.streaming_share)
-        return Planned(f"{name}-{number}", name, at_s, tenant, adapter, stream, shape.max_tokens, prompt)
+        return Planned(f"{name}-{number}", name, at_s, tenant, adapter, stream, longest(shape.max_tokens), prompt, mark)
 
     def requests(self, phase: int) -> Iterator[Planned]:
         """The endless sequence a closed loop takes from."""
@@ -80,7 +91,7 @@ def plan_phase(workload: Workload, phase: int) -> list[Planned]:
     """Every request of an open-loop phase, by intended start. A closed loop plans none: its instants are the server's."""
     scenario = workload.scenario
     load = scenario.load_of(scenario.phases[phase])
-    if isinstance(load, Closed):
+    if not isinstance(load, AnyRate):
         return []
     start_s = windows(scenario.phases)[phase].start_s
     rng = np.random.default_rng((scenario.seed, _ARRIVALS, phase))
@@ -99,13 +110,3 @@ def save_schedule(path: Path, schedule: Sequence[Sequence[Planned]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for planned in itertools.chain.from_iterable(schedule):
             file.write(json.dumps(asdict(planned), ensure_ascii=False) + "\n")
-
-
-def describe_load(load: Poisson | Constant | Closed) -> str:
-    match load:
-        case Poisson():
-            return f"Poisson arrivals, {load.rate_per_s:g}/s (open loop)"
-        case Constant():
-            return f"constant arrivals, {load.rate_per_s:g}/s exactly (open loop)"
-        case Closed():
-            return f"{load.concurrency} callers that wait for their answers (closed loop: hides queues)"

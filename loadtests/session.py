@@ -17,11 +17,12 @@ from loadtests.client import Client, open_client
 from loadtests.errors import LoadTestError, TargetError
 from loadtests.health import assess
 from loadtests.live import LiveView
+from loadtests.loads import Closed
 from loadtests.prompts import load_prompts
 from loadtests.record import Run, read_run, write_run
 from loadtests.report import render_report
 from loadtests.runner import Execution, execute
-from loadtests.scenario import Closed, Scenario
+from loadtests.scenario import Scenario
 from loadtests.schedule import Planned, Workload, plan_schedule, save_schedule
 from loadtests.slo import parse_objectives
 from loadtests.summary import Summary, summarise, summary_json, tightest_limit_s

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loadtests.loads import Closed
 from loadtests.record import Run
-from loadtests.scenario import Closed, Scenario
+from loadtests.scenario import Scenario
 from loadtests.slo import Judgement, Objective, Verdict, judge, parse_objectives, percentiles_for, verdict_of
 from loadtests.stats import Distribution, Estimate, Group, error_counts, groups
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtests.arrivals import arrivals_s
-from loadtests.scenario import Constant, Poisson
+from loadtests.loads import Constant, Poisson
 
 
 @given(rate=st.floats(0.1, 500), duration_s=st.floats(0.1, 20), poisson=st.booleans(), seed=st.integers(0, 100))
