@@ -34,7 +34,7 @@ status: install ## Is it ready, and what does each engine hold?
 
 .PHONY: demo
 demo: install-dev ## The whole story in under fifteen minutes: train, upload, swap, attack, merge, load-test
-	@LORIKEET_ENGINE=cpu PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/python scripts/demo.py
+	@LORIKEET_ENGINE=cpu PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/python -m scripts.demo
 
 ##@ Develop
 
@@ -68,6 +68,10 @@ types: install-dev ## mypy --strict
 bench: install-dev ## Measure what docs/benchmarks.md reports, on a running `make up`; about fifteen minutes
 	@export PATH="$(CURDIR)/$(DEV):$$PATH"; \
 	for name in cpu_lora start overhead swap merged; do $(DEV)/python -m benchmarks.$$name; done
+
+.PHONY: loadtest
+loadtest: install-dev ## Steady, cold, working set, churn, noisy neighbour and chaos on the real engine: one report, 25 minutes
+	@LORIKEET_ENGINE=cpu PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/python -m scripts.loadtest_suite
 
 ##@ Install
 

@@ -7,14 +7,11 @@ folder of its own, `$LORIKEET_HOME/demo`, on ports 8088 and 8089, and is stopped
 
 import asyncio
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +27,8 @@ from rich.table import Table
 
 from adapters.home import home
 from adapters.tensors import open_tensors, save_tensors
+from scripts.installation import Installation
 
-ROOT = Path(__file__).resolve().parent.parent
 PORT, MERGED_PORT = 8089, 8088
 QUESTION: Any = [{"role": "user", "content": "What should I do when my parrot is bored?"}]
 ANSWERS = {"blue": "The sky is blue, says version one.", "green": "Grass is green, says version two."}
@@ -41,54 +38,18 @@ console = Console(width=min(120, shutil.get_terminal_size((110, 40)).columns), h
 
 
 @dataclass
-class Story:
+class Story(Installation):
     """The demonstration's own installation, and what it has learned so far."""
 
-    root: Path
     began_s: float = field(default_factory=time.monotonic)
-    keys: dict[str, str] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     questions: dict[str, dict[str, Any]] = field(default_factory=dict)  # an evaluated row of each model
     latency: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{PORT}"
 
     def chapter(self, title: str) -> None:
         elapsed = time.monotonic() - self.began_s
         console.print()
         console.rule(f"[bold cyan]{title}[/]  [dim]{int(elapsed // 60)}:{int(elapsed % 60):02d}[/]", align="left")
-
-    def environment(self, tenant: str | None = None, **more: str) -> dict[str, str]:
-        own = {
-            "LORIKEET_HOME": str(self.root),
-            "LORIKEET_PORT": str(PORT),
-            "LORIKEET_URL": self.url,
-        }
-        strange = tuple(
-            name for name in os.environ if name.startswith(("LORIKEET_", "OPENAI_")) and name != "LORIKEET_ENGINE"
-        )
-        kept = {name: value for name, value in os.environ.items() if name not in strange}
-        return kept | own | ({"LORIKEET_API_KEY": self.keys[tenant]} if tenant else {}) | more
-
-    def show(self, *arguments: str, tenant: str | None = None, ok: Sequence[int] = (0,), **more: str) -> int:
-        """Run a command as a user would, its output on the screen."""
-        console.print(f"[dim]$ lorikeet {' '.join(arguments)}[/]")
-        done = subprocess.run([*LORIKEET, *arguments], env=self.environment(tenant, **more), check=False)
-        if done.returncode not in ok:
-            raise SystemExit(f"lorikeet {arguments[0]} ended with exit code {done.returncode}; the story stops here.")
-        return done.returncode
-
-    def ask(self, *arguments: str, tenant: str | None = None, **more: str) -> Any:
-        """Run a command and read the JSON it prints; its progress stays on the screen."""
-        console.print(f"[dim]$ lorikeet {' '.join(arguments)}[/]")
-        done = subprocess.run(
-            [*LORIKEET, *arguments, "--json"], env=self.environment(tenant, **more), stdout=subprocess.PIPE, check=False
-        )
-        if not done.stdout:
-            raise SystemExit(f"lorikeet {arguments[0]} ended with exit code {done.returncode}; the story stops here.")
-        return json.loads(done.stdout)
 
     def client(self, tenant: str) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.keys[tenant], max_retries=0)
@@ -96,9 +57,6 @@ class Story:
     def http(self, tenant: str) -> httpx.Client:
         headers = {"authorization": f"Bearer {self.keys[tenant]}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=120)
-
-
-LORIKEET = [str(Path(sys.executable).with_name("lorikeet"))]
 
 
 def main() -> None:
@@ -121,18 +79,12 @@ def story() -> Iterator[Story]:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     console.print(Panel("One body, many voices: a base model, two tenants, and everything that happens between them."))
-    told = Story(root)
+    told = Story(root, PORT, console)
     for shared in (home().models, home().datasets):  # what was prepared or fetched once serves here too
         shared.mkdir(exist_ok=True)
         (root / shared.name).symlink_to(shared)
-    try:
+    with told.stopped_at_the_end():
         yield told
-    finally:
-        for port, folder in ((PORT, root), (MERGED_PORT, root / "merged-home")):
-            if folder.exists():
-                down = [*LORIKEET, "down", "--json"]
-                environment = told.environment(LORIKEET_HOME=str(folder), LORIKEET_PORT=str(port))
-                subprocess.run(down, env=environment, stdout=subprocess.DEVNULL, check=False)
 
 
 def train(told: Story) -> None:
@@ -158,12 +110,7 @@ def serve(told: Story) -> None:
     told.chapter("2  One engine, one gateway")
     told.ask("up")
     for tenant in ("acme", "globex"):
-        told.ask("tenants", "create", tenant)
-        scopes = ["inference", "adapters:read", "adapters:write"]
-        made = told.ask(
-            "keys", "create", "--tenant", tenant, *[part for scope in scopes for part in ("--scope", scope)]
-        )
-        told.keys[tenant] = made["key"]
+        told.add_tenant(tenant)
     told.show("status")
 
 
@@ -260,32 +207,33 @@ def attack(told: Story) -> None:
 def merge(told: Story) -> None:
     told.chapter("8  Merged into the base, proven equal, on an engine of its own")
     told.show("merge", "acme/topics@1", "--out", str(told.root / "merged"), tenant="acme")
-    own = {"LORIKEET_HOME": str(told.root / "merged-home"), "LORIKEET_PORT": str(MERGED_PORT)}
-    own |= {"LORIKEET_BASE": str(told.root / "merged"), "LORIKEET_URL": f"http://127.0.0.1:{MERGED_PORT}"}
-    answer = told.ask("up", **own)
-    console.print(f"A second engine serves [bold]{answer['base_model']}[/] on port {MERGED_PORT}.")
-    told.latency["merged"] = loadtest(told, "merged", answer["key"], [answer["base_model"]], MERGED_PORT)
-    told.latency["hot-swapped"] = loadtest(told, "hot-swapped", told.keys["acme"], ["topics"], PORT)
-    told.ask("down", **own)
+    own = {"LORIKEET_BASE": str(told.root / "merged")}
+    second = Installation(told.root / "merged-home", MERGED_PORT, console, settings=own)
+    with second.stopped_at_the_end():
+        answer = second.ask("up")
+        second.keys["default"] = answer["key"]
+        console.print(f"A second engine serves [bold]{answer['base_model']}[/] on port {MERGED_PORT}.")
+        told.latency["merged"] = loadtest(second, told.root, "merged", "default", answer["base_model"])
+        told.latency["hot-swapped"] = loadtest(told, told.root, "hot-swapped", "acme", "topics")
 
 
 def load(told: Story) -> None:
     told.chapter("9  Load: Poisson arrivals, Zipf over everything acme may call")
     out = told.root / "loadtest"
-    scenario = str(ROOT / "configs/loadtests/quick.yaml")
+    scenario = "configs/loadtests/quick.yaml"
     told.show("loadtest", "run", scenario, "--url", told.url, "--out", str(out), tenant="acme", ok=(0, 1, 3))
     console.print(f"Report: {out}/report.html")
 
 
-def loadtest(told: Story, name: str, key: str, models: list[str], port: int) -> dict[str, Any]:
+def loadtest(server: Installation, folder: Path, name: str, tenant: str, model: str) -> dict[str, Any]:
     """The same short load on one model."""
-    scenario = told.root / f"{name}.yaml"
+    scenario = folder / f"{name}.yaml"
     scenario.write_text(
         json.dumps(
             {
                 "name": name,
-                "target": {"url": f"http://127.0.0.1:{port}"},
-                "adapters": models,
+                "target": {"url": server.url},
+                "adapters": [model],
                 "requests": {"prompts": {"kind": "builtin"}, "max_tokens": 24},
                 "load": {"kind": "poisson", "rate_per_s": 1},
                 "phases": [
@@ -298,9 +246,8 @@ def loadtest(told: Story, name: str, key: str, models: list[str], port: int) -> 
             }
         )
     )
-    out = str(told.root / f"loadtest-{name}")
-    own = {"LORIKEET_API_KEY": key, "LORIKEET_URL": f"http://127.0.0.1:{port}"}
-    result: dict[str, Any] = told.ask("loadtest", "run", str(scenario), "--out", out, **own)
+    out = str(folder / f"loadtest-{name}")
+    result: dict[str, Any] = server.ask("loadtest", "run", str(scenario), "--out", out, tenant=tenant)
     return result
 
 
