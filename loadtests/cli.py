@@ -130,16 +130,15 @@ def _show(run: Run, summary: Summary, folder: Path, *, as_json: bool) -> None:
     table.add_column("", no_wrap=True, overflow="ellipsis", max_width=24)
     for column in ("n", "ok", "TTFT P50", "P95", "P99", "E2E P50", "P95", "P99"):
         table.add_column(column, justify="right", no_wrap=True)
-    tenants = summary.of_kind("tenant")
     for group in summary.groups:
-        if group.kind == "tenant" and len(tenants) == 1:
+        if group.kind in ("tenant", "phase") and len(summary.of_kind(group.kind)) == 1:
             continue
         cells = [
             format_s(group.metrics[metric].percentiles[percent].value) if metric in group.metrics else "–"
             for metric in ("ttft", "e2e")
             for percent in (50.0, 95.0, 99.0)
         ]
-        name = {"overall": "all requests", "tenant": f"tenant {group.name}"}.get(group.kind, group.name)
+        name = {"overall": "all requests", "adapter": group.name}.get(group.kind, f"{group.kind} {group.name}")
         table.add_row(escape(name), str(group.count), f"{group.success_rate:.1%}", *cells)
     console.print(table)
     console.print()

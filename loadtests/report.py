@@ -7,8 +7,8 @@ from typing import Any
 import jinja2
 
 from loadtests import plots
-from loadtests.loads import describe_load
 from loadtests.groups import Group
+from loadtests.loads import describe_load
 from loadtests.record import METRICS, Outcome, Record, Run
 from loadtests.slo import Verdict
 from loadtests.stats import Distribution

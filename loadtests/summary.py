@@ -1,15 +1,33 @@
 """From the records of a run to its verdict. Pure: the same records always give the same summary."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
+from loadtests.audit import SLACK_S, Audit, TenantAudit, audit_limits
+from loadtests.groups import Group, Limits, error_counts, groups
 from loadtests.loads import Closed
-from loadtests.record import Run
+from loadtests.record import Record, Run
 from loadtests.scenario import Scenario
-from loadtests.slo import Judgement, Objective, Verdict, judge, parse_objectives, percentiles_for, verdict_of
-from loadtests.stats import Distribution, Estimate, Group, error_counts, groups
+from loadtests.slo import (
+    EVERY_PHASE,
+    SHARES,
+    Judgement,
+    Objective,
+    Verdict,
+    goodput_limits,
+    judge,
+    parse_objectives,
+    percentiles_for,
+    verdict_of,
+)
+from loadtests.stats import Distribution, Estimate
+from loadtests.working_set import WorkingSet, working_sets
 
+FORMAT = "lorikeet.loadtest.summary"
+VERSION = 2
+WRONG_SHOWN = 20  # wrong answers listed in summary.json; the records hold all
 EXIT_CODES = {Verdict.PASS: 0, Verdict.MISSED: 1, Verdict.UNDECIDED: 3, Verdict.VOID: 4}  # 2 is wrong usage
 
 
@@ -21,6 +39,10 @@ class Summary:
     groups: tuple[Group, ...]  # overall first
     judgements: tuple[Judgement, ...]
     errors: tuple[tuple[str, int], ...]
+    wrong: tuple[Record, ...]  # of all phases: answers that were another adapter's or another tenant's
+    limits: Mapping[str, Limits]  # of each measured phase, what a good answer keeps to
+    working_sets: tuple[WorkingSet, ...]
+    audit: Audit | None
 
     @property
     def overall(self) -> Group:
@@ -33,21 +55,54 @@ class Summary:
     def of_kind(self, kind: str) -> list[Group]:
         return [group for group in self.groups if group.kind == kind]
 
+    def cost_of(self, group: Group) -> float | None:
+        """Of a thousand good requests, in the currency of price_per_hour; for groups that had the servers alone."""
+        price = self.scenario.price_per_hour
+        if price is None or not group.good_per_s or group.kind not in ("overall", "phase"):
+            return None
+        return price / (group.good_per_s * 3600) * 1000
+
 
 def summarise(run: Run) -> Summary:
     scenario = Scenario.model_validate(dict(run.scenario))
     objectives = parse_objectives(scenario.objectives)
-    found = groups(run.records, run.windows, seed=scenario.seed, percentiles=percentiles_for(objectives))
-    judgements = [j for objective in objectives for j in judge(objective, found, sample_floor=scenario.sample_floor)]
-    verdict = verdict_of(judgements, healthy=not run.health.faults, interrupted=run.interrupted)
-    measured = {window.name for window in run.windows if window.measured}
+    measured = [window for window in run.windows if window.measured]
+    limits = goodput_limits(scenario.goodput, objectives, [window.name for window in measured])
+    audited = [phase.name for phase in scenario.phases if phase.audit]
+    audit = audit_limits(run.records, audited, scenario.limits, seed=scenario.seed)
+    views = {
+        pattern: groups(
+            run.records,
+            [window for window in measured if fnmatchcase(window.name, pattern)],
+            seed=scenario.seed,
+            percentiles=percentiles_for(objectives),
+            limits=limits,
+        )
+        for pattern in {EVERY_PHASE, *(objective.phases for objective in objectives)}
+    }
+    judgements = [
+        judgement
+        for objective in objectives
+        for judgement in judge(objective, views[objective.phases], sample_floor=scenario.sample_floor)
+    ]
+    wrong = tuple(record for record in run.records if record.wrong)
+    verdicts = [
+        *(judgement.verdict for judgement in judgements),
+        *([Verdict.MISSED] if wrong else []),
+        *([audit.verdict] if audit else []),
+    ]
+    names = {window.name for window in measured}
     return Summary(
         scenario=scenario,
-        verdict=verdict,
-        reasons=tuple(_reasons(run, judgements)),
-        groups=tuple(found),
+        verdict=verdict_of(verdicts, healthy=not run.health.faults, interrupted=run.interrupted),
+        reasons=tuple(_reasons(run, judgements, wrong, audit)),
+        groups=tuple(views[EVERY_PHASE]),
         judgements=tuple(judgements),
-        errors=tuple(error_counts(record for record in run.records if record.phase in measured)),
+        errors=tuple(error_counts(record for record in run.records if record.phase in names)),
+        wrong=wrong,
+        limits=limits,
+        working_sets=tuple(working_sets(scenario.phases, views[EVERY_PHASE])),
+        audit=audit,
     )
 
 
@@ -73,7 +128,9 @@ def format_s(seconds: float) -> str:
 def format_figure(objective: Objective, value: float) -> str:
     if objective.metric:
         return format_s(value)
-    return f"{value:.2%}" if objective.figure == "success_rate" else f"{value:.3g}/s"
+    if objective.figure in SHARES:
+        return f"{value:.2%}"
+    return f"{value:.3f}" if objective.figure == "fairness" else f"{value:.3g}/s"
 
 
 def describe_judgement(judgement: Judgement) -> str:
@@ -87,13 +144,31 @@ def describe_judgement(judgement: Judgement) -> str:
     return f"{judgement.objective.text}{where}: {got}{note}"
 
 
-def _reasons(run: Run, judgements: Sequence[Judgement]) -> list[str]:
-    interrupted = ["The run was interrupted before its end."] if run.interrupted else []
+def describe_wrong(wrong: Sequence[Record]) -> str:
+    one = wrong[0]
+    return (
+        f"{len(wrong)} of the answers belonged to somebody else, such as that of {one.id} "
+        f"(tenant {one.tenant}, adapter {one.adapter}): {one.wrong}"
+    )
+
+
+def _reasons(run: Run, judgements: Sequence[Judgement], wrong: Sequence[Record], audit: Audit | None) -> list[str]:
+    first = [describe_wrong(wrong)] if wrong else []
+    last = ["The run was interrupted before its end."] if run.interrupted else []
     if run.health.faults:
-        return [f"The load generator could not keep up: {fault}" for fault in run.health.faults] + interrupted
+        return [*first, *(f"The load generator could not keep up: {fault}" for fault in run.health.faults), *last]
     missed = sorted((j for j in judgements if j.verdict is Verdict.MISSED), key=_excess, reverse=True)
     undecided = [judgement for judgement in judgements if judgement.verdict is Verdict.UNDECIDED]
-    return [describe_judgement(judgement) for judgement in (*missed, *undecided)] + interrupted
+    audited = audit.reasons if audit else []
+    leaks, untried = (audited, []) if audit and audit.verdict is Verdict.MISSED else ([], audited)
+    return [
+        *first,
+        *map(describe_judgement, missed),
+        *leaks,
+        *map(describe_judgement, undecided),
+        *untried,
+        *last,
+    ]
 
 
 def _excess(judgement: Judgement) -> float:
@@ -107,8 +182,8 @@ def _excess(judgement: Judgement) -> float:
 def summary_json(run: Run, summary: Summary) -> dict[str, Any]:
     """What summary.json holds; seconds throughout."""
     return {
-        "format": "lorikeet.loadtest.summary",
-        "version": 1,
+        "format": FORMAT,
+        "version": VERSION,
         "verdict": summary.verdict.value,
         "exit_code": summary.exit_code,
         "reasons": list(summary.reasons),
@@ -124,7 +199,17 @@ def summary_json(run: Run, summary: Summary) -> dict[str, Any]:
             }
             for judgement in summary.judgements
         ],
-        "groups": [_group_json(group) for group in summary.groups],
+        "wrong": {
+            "count": len(summary.wrong),
+            "first": [
+                {"id": r.id, "tenant": r.tenant, "adapter": r.adapter, "why": r.wrong}
+                for r in summary.wrong[:WRONG_SHOWN]
+            ],
+        },
+        "goodput_limits_s": {phase: dict(limits) for phase, limits in summary.limits.items()},
+        "groups": [_group_json(group) | {"cost_per_thousand_good": summary.cost_of(group)} for group in summary.groups],
+        "working_sets": [_working_set_json(working_set) for working_set in summary.working_sets],
+        "audit": None if summary.audit is None else _audit_json(summary.audit),
         "errors": [{"error": error, "count": count} for error, count in summary.errors],
         "health": {
             "healthy": not run.health.faults,
@@ -141,6 +226,8 @@ def summary_json(run: Run, summary: Summary) -> dict[str, Any]:
         "started_at": run.started_at,
         "models": {tenant: list(names) for tenant, names in run.models.items()},
         "environment": dict(run.environment),
+        "calibration": run.calibration,
+        "events": [asdict(mark) for mark in run.events],
         "scenario": dict(run.scenario),
     }
 
@@ -167,7 +254,40 @@ def _group_json(group: Group) -> dict[str, Any]:
         "success_rate": group.success_rate,
         "answers_per_s": group.per_s,
         "output_tokens_per_s": group.output_tokens_per_s,
+        "good": group.good,
+        "goodput": group.goodput,
+        "good_per_s": group.good_per_s,
+        "wrong": group.wrong,
+        "fairness": {f"{party}s": asdict(fairness) for party, fairness in group.fairness.items()},
         "percentiles_are_lower_bounds": group.is_lower_bound,
         "metrics_s": {name: _distribution_json(distribution) for name, distribution in group.metrics.items()},
         "refusal_s": None if group.refusal is None else _distribution_json(group.refusal),
+    }
+
+
+def _working_set_json(working_set: WorkingSet) -> dict[str, Any]:
+    return {
+        "name": working_set.name,
+        "metric": working_set.metric,
+        "cliff": None if working_set.cliff is None else asdict(working_set.cliff),
+        "rows": [asdict(row) for row in working_set.rows],
+    }
+
+
+def _audit_json(audit: Audit) -> dict[str, Any]:
+    return {
+        "verdict": audit.verdict.value,
+        "slack_s": SLACK_S,
+        "tenants": [_tenant_audit_json(row) for row in audit.tenants],
+    }
+
+
+def _tenant_audit_json(row: TenantAudit) -> dict[str, Any]:
+    counts = ("offered", "admitted", "refused", "allowed", "leaked", "falsely_refused", "told", "too_short", "too_long")
+    return {
+        "tenant": row.tenant,
+        "limit": None if row.limit is None else row.limit.model_dump(),
+        **{name: getattr(row, name) for name in counts},
+        "refusal_s": None if row.refusal is None else _distribution_json(row.refusal),
+        "faults": list(row.faults),
     }

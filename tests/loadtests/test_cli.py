@@ -38,7 +38,7 @@ def test_a_pass_leaves_its_files_and_exits_with_0(threaded_server: FakeServer, t
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert document["verdict"] == "pass"
-    assert {group["name"] for group in document["groups"]} == {"all", "base", "support", "default"}
+    assert {group["name"] for group in document["groups"]} == {"all", "base", "support", "default", "steady"}
     assert document["groups"][0]["metrics_s"]["queue"]["p50"]["value"] == 0.0125
     names = {"records.jsonl", "schedule.jsonl", "summary.json", "report.html"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names

@@ -5,9 +5,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtests.errors import ObjectiveError
+from loadtests.groups import groups
 from loadtests.record import METRICS, Outcome
-from loadtests.slo import SCOPES, UNITS_S, Judgement, Verdict, judge, parse_objective, parse_objectives, percentiles_for
-from loadtests.stats import groups
+from loadtests.slo import (
+    SCOPES,
+    UNITS_S,
+    Judgement,
+    Verdict,
+    goodput_limits,
+    judge,
+    parse_objective,
+    parse_objectives,
+    parse_time_s,
+    percentiles_for,
+)
 from tests.loadtests.factories import WINDOWS, make_record
 
 
@@ -25,14 +36,16 @@ def judged(text: str, records: list[object], floor: int = 5) -> list[Judgement]:
     unit=st.sampled_from(sorted(UNITS_S)),
     scope=st.sampled_from(["", *SCOPES]),
     space=st.sampled_from(["", " ", "  "]),
+    phases=st.sampled_from(["", "steady", "churn-*", "per-2", "s[t]eady"]),
 )
 def test_every_objective_of_the_grammar_is_read(
-    percent: str, metric: str, comparison: str, number: object, unit: str, scope: str, space: str
+    percent: str, metric: str, comparison: str, number: object, unit: str, scope: str, space: str, phases: str
 ) -> None:
-    per = f" per {scope}" if scope else ""
+    per = (f" per {scope}" if scope else "") + (f" in {phases}" if phases else "")
     objective = parse_objective(f"p{percent}({metric}){space}{comparison}{space}{number}{space}{unit}{per}")
     assert objective.percent == float(percent)
     assert (objective.metric, objective.comparison, objective.scope) == (metric, comparison, scope or "overall")
+    assert objective.phases == (phases or "*")
     assert objective.limit == pytest.approx(float(str(number)) * UNITS_S[unit])
 
 
@@ -50,10 +63,18 @@ def test_any_other_text_is_refused_with_the_packages_error(text: str) -> None:
         ("p95(ttft) < 4 %", "needs its unit"),
         ("p0(ttft) < 4 ms", "percentile"),
         ("p101(ttft) < 4 ms", "percentile"),
-        ("p95(ttft) < 4 ms per request", "per adapter and per tenant"),
+        ("p95(ttft) < 4 ms per request", "per adapter, per tenant and per phase"),
         ("success_rate > 99", "between 0 and 1"),
         ("success_rate > 1 s", "between 0 and 1"),
         ("fast please", "write one like"),
+        ("goodput > 95", "between 0 and 1"),
+        ("fairness > 2", "between 0 and 1"),
+        ("fairness > 0.9 per tenant", "no value of one tenant"),
+        ("fairness(users) > 0.9", "write one like"),
+        ("goodput(tenants) > 0.9", "only fairness"),
+        ("good_per_s > 3 %", "plain number"),
+        ("p95(ttft) < 4 ms in", "write one like"),
+        ("p95(ttft) < 4 ms in steady per adapter", "write one like"),
     ],
 )
 def test_a_refusal_says_what_is_not_understood(text: str, said: str) -> None:
@@ -99,3 +120,55 @@ def test_unusual_percentiles_means_and_maxima_are_judged() -> None:
     for text in ("p99.9(ttft) < 200 ms", "p12.5(ttft) > 110 ms", "mean(ttft) < 150 ms", "max(ttft) >= 190 ms"):
         assert [j.verdict for j in judged(text, [*records])] == [Verdict.PASS]
     assert [j.verdict for j in judged("answers_per_s >= 10", [*records])] == [Verdict.PASS]
+
+
+def test_a_figure_of_its_own_is_read_with_what_belongs_to_it() -> None:
+    assert parse_objective("goodput > 95 % per adapter in steady").limit == 0.95
+    assert parse_objective("fairness > 0.9").between == "tenant"
+    assert parse_objective("fairness ( adapters ) > 0.9 per phase").between == "adapter"
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("goodput > 0.45", Verdict.PASS),
+        ("goodput > 55 %", Verdict.MISSED),
+        ("good_per_s >= 1", Verdict.PASS),
+        ("good_per_s > 1", Verdict.MISSED),
+        ("fairness > 0.99", Verdict.PASS),
+        ("fairness(adapters) > 0.49", Verdict.PASS),
+        ("fairness(adapters) > 0.51", Verdict.MISSED),
+        ("fairness(adapters) > 0.51 per phase", Verdict.MISSED),
+    ],
+)
+def test_goodput_and_fairness_are_judged(text: str, verdict: Verdict) -> None:
+    records = [
+        make_record(i, ttft_s=9.0 if i % 2 else 0.1, adapter="ab"[i % 2], tenant=f"t{i % 4 // 2}") for i in range(20)
+    ]
+    found = groups(records, WINDOWS, seed=0, limits={"steady": {"ttft": 0.4}})
+    assert [j.verdict for j in judge(parse_objective(text), found, sample_floor=5)] == [verdict]
+    assert {j.verdict for j in judge(parse_objective(text), found, sample_floor=21)} == {Verdict.UNDECIDED}
+
+
+def test_fairness_rests_on_the_one_that_asked_least() -> None:
+    records = [make_record(i, tenant="few" if i < 4 else "many") for i in range(100)]
+    assert [j.verdict for j in judged("fairness > 0.5", [*records])] == [Verdict.UNDECIDED]
+
+
+def test_an_objective_without_any_group_is_undecided() -> None:
+    assert [j.verdict for j in judged("p95(ttft) < 1 s per adapter", [])] == [Verdict.UNDECIDED]
+    assert [j.verdict for j in judged("fairness > 0.5", [make_record(i) for i in range(9)])] == [Verdict.UNDECIDED]
+
+
+def test_a_good_answer_keeps_the_widest_latency_limit_of_its_phase() -> None:
+    objectives = parse_objectives(
+        ["p50(ttft) < 100 ms", "p95(ttft) < 400 ms", "max(ttft) < 3 s in cold*", "p95(queue) < 1 ms", "mean(e2e) > 1 s"]
+    )
+    assert goodput_limits({}, objectives, ["steady", "cold-2"]) == {"steady": {"ttft": 0.4}, "cold-2": {"ttft": 3.0}}
+    assert goodput_limits({"e2e": "2 s"}, objectives, ["steady"]) == {"steady": {"e2e": 2.0}}
+
+
+@pytest.mark.parametrize("text", ["400", "2 h", "-1 s", "400 ms per adapter"])
+def test_a_time_without_a_known_unit_is_refused(text: str) -> None:
+    with pytest.raises(ObjectiveError, match="400 ms or 2 s"):
+        parse_time_s(text)

@@ -5,9 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtests.record import Outcome, Record
-from loadtests.stats import describe, estimate, groups, nearest_rank, rank_of
-from tests.loadtests.factories import WINDOWS, make_record
+from loadtests.stats import describe, estimate, nearest_rank, rank_of
 
 VALUES = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 
@@ -50,27 +48,3 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 def test_nothing_measured_is_no_distribution() -> None:
     assert describe([], 0) is None
-
-
-def test_only_whole_answers_of_measured_phases_count() -> None:
-    records: list[Record] = [
-        make_record(1, ttft_s=0.1),
-        make_record(2, ttft_s=9.0, phase="warm-up"),
-        make_record(3, outcome=Outcome.FAILED),
-        make_record(4, outcome=Outcome.REFUSED),
-        make_record(5, outcome=Outcome.CENSORED),
-        make_record(6, outcome=Outcome.CANCELLED),
-    ]
-    overall = groups(records, WINDOWS, seed=0)[0]
-    assert overall.metrics["ttft"].max == pytest.approx(0.1)
-    assert overall.count == 5
-    assert overall.success_rate == 1 / 4  # what we gave up ourselves is nobody's failure
-    assert overall.is_lower_bound
-    assert overall.refusal is not None
-
-
-def test_groups_are_overall_then_adapters_by_traffic_then_tenants() -> None:
-    records = [make_record(i, adapter="legal" if i < 3 else "support", tenant="acme") for i in range(10)]
-    found = [(group.kind, group.name, group.count) for group in groups(records, WINDOWS, seed=0)]
-    assert found == [("overall", "all", 10), ("adapter", "support", 7), ("adapter", "legal", 3), ("tenant", "acme", 10)]
-    assert groups(records, WINDOWS, seed=0)[0].output_tokens_per_s == 3.0

@@ -1,9 +1,10 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from loadtests.record import Outcome, Run
+from loadtests.record import Outcome, PhaseWindow, Run
 from loadtests.slo import Verdict
 from loadtests.summary import format_s, summarise, summary_json
 from tests.loadtests.factories import HEALTHY, make_record, make_run
@@ -39,6 +40,67 @@ def test_the_verdict_gives_the_exit_code(run: Run, verdict: Verdict, exit_code: 
     assert bool(summary.reasons) == (verdict is not Verdict.PASS)
     document = json.loads(json.dumps(summary_json(run, summary)))
     assert (document["verdict"], document["exit_code"]) == (verdict.value, exit_code)
+
+
+WRONG = [*GOOD, make_record(50, wrong="answered by legal@1")]
+
+
+@pytest.mark.parametrize(
+    ("run", "verdict"),
+    [
+        (make_run(WRONG, objectives=P95), Verdict.MISSED),
+        (make_run([*SLOW, *WRONG], objectives=P95), Verdict.MISSED),
+        (make_run([*GOOD, make_record(50, phase="warm-up", wrong="legal")], objectives=P95), Verdict.MISSED),
+        (make_run(WRONG, objectives=P95, interrupted=True), Verdict.MISSED),
+        (make_run(WRONG, objectives=P95, health=SICK), Verdict.VOID),
+    ],
+)
+def test_one_wrong_answer_is_never_a_pass_and_always_told_first(run: Run, verdict: Verdict) -> None:
+    summary = summarise(run)
+    assert summary.verdict is verdict
+    assert "1 of the answers belonged to somebody else" in summary.reasons[0]
+    wrong = summary_json(run, summary)["wrong"]
+    assert (wrong["count"], wrong["first"][0]["id"]) == (1, "steady-50")
+
+
+def test_an_objective_in_a_phase_sees_that_phase_only() -> None:
+    phases = [{"name": name, "duration_s": 5} for name in ("cold-1", "cold-2", "steady")]
+    windows = tuple(PhaseWindow(str(phase["name"]), True, i * 5.0, i * 5.0 + 5) for i, phase in enumerate(phases))
+    records = [
+        make_record(i, phase=str(phases[i % 3]["name"]), ttft_s=(2.0, 4.0, 0.1)[i % 3], adapter="ab"[i % 2])
+        for i in range(90)
+    ]
+
+    def verdicts(objective: str) -> list[tuple[str, Verdict]]:
+        run = replace(make_run(records, phases=phases, objectives=[objective]), windows=windows)
+        return [(judgement.group.name, judgement.verdict) for judgement in summarise(run).judgements[:-1]]
+
+    assert verdicts("p95(ttft) < 1 s") == [("all", Verdict.MISSED)]
+    assert verdicts("p95(ttft) < 1 s in steady") == [("all", Verdict.PASS)]
+    assert verdicts("p95(ttft) < 3 s in cold-*") == [("all", Verdict.MISSED)]
+    assert verdicts("p95(ttft) < 3 s per phase in cold-*") == [("cold-1", Verdict.PASS), ("cold-2", Verdict.MISSED)]
+    assert verdicts("p95(ttft) < 1 s per adapter in steady") == [("a", Verdict.PASS), ("b", Verdict.PASS)]
+    assert verdicts("p95(ttft) < 1 s per adapter in elsewhere") == [("all", Verdict.UNDECIDED)]
+
+
+def test_a_thousand_good_requests_cost_what_the_servers_cost_while_making_them() -> None:
+    records = [make_record(i, ttft_s=0.1 if i % 2 else 3.0) for i in range(100)]
+    run = make_run(records, objectives=["p95(ttft) < 1 s"], price_per_hour=3.6)
+    costs = {group["kind"]: group["cost_per_thousand_good"] for group in summary_json(run, summarise(run))["groups"]}
+    # 50 good ones in 10 s, at 0.001 a second
+    assert costs == {"overall": pytest.approx(0.2), "phase": pytest.approx(0.2), "adapter": None, "tenant": None}
+
+
+def test_an_audit_that_found_a_leak_misses() -> None:
+    fields: dict[str, Any] = {
+        "phases": [{"name": "steady", "duration_s": 1, "audit": True}],
+        "limits": {"default": {"requests_per_minute": 60, "burst": 5}},
+    }
+    run = make_run(GOOD, **fields)
+    summary = summarise(run)
+    assert summary.verdict is Verdict.MISSED
+    assert "let through above 60 a minute" in summary.reasons[0]
+    assert summary_json(run, summary)["audit"]["tenants"][0]["offered"] == 50
 
 
 def test_the_same_records_give_the_same_summary() -> None:

@@ -1,0 +1,203 @@
+"""The requests of a run in groups: what became of each group's requests, how long they took, how many were good. Pure."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtests.record import METRICS, Outcome, PhaseWindow, Record
+from loadtests.stats import PERCENTILES, Distribution, describe
+
+CENSORED_SHARE = 0.05  # above it, what was cut off could reach into the P95: it is only a lower bound
+
+Limits = Mapping[str, float]  # metric to the most it may be, in seconds
+
+
+def is_good(record: Record, limits: Limits) -> bool:
+    """Complete, not somebody else's answer, and every figure it has within its limit."""
+    return (
+        record.outcome is Outcome.OK
+        and not record.wrong
+        and all(value <= limit for metric, limit in limits.items() for value in METRICS[metric](record))
+    )
+
+
+@dataclass(frozen=True)
+class Fairness:
+    """Jain's index, between how many, and the requests of the one with fewest."""
+
+    index: float
+    parties: int
+    fewest: int
+
+
+def jain(shares: Sequence[float]) -> float | None:
+    """(Σx)² / (n Σx²)  (Jain, Chiu, Hawe 1984, DEC-TR-301): 1 when all x are equal, 1/n when one has all.
+
+    shares: what each got, as a share of what it asked for: good answers / requests the server is answerable for. So a
+    busy tenant is not "favoured" by asking more, nor one that is refused half "equal" to one that asked half as much.
+    None when nobody got anything, or there are not two to compare: 0/0 is no fairness.
+    """
+    squares = sum(share * share for share in shares)
+    return sum(shares) ** 2 / (len(shares) * squares) if squares and len(shares) > 1 else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some of the requests of the measured phases."""
+
+    kind: str  # overall, adapter, tenant, phase, temperature (warm, cold), visit (first, again, after_eviction)
+    name: str
+    outcomes: Mapping[str, int]
+    metrics: Mapping[str, Distribution]  # of the ok ones
+    refusal: Distribution | None  # sent to refused: latency of the 429 itself
+    per_s: float  # ok answers per second of measured time
+    output_tokens_per_s: float
+    good: int  # answers within the goodput limits
+    good_per_s: float
+    wrong: int  # answers that were another adapter's or another tenant's
+    fairness: Mapping[str, Fairness]  # between tenants, between adapters; of the overall group and of phases
+
+    @property
+    def count(self) -> int:
+        return sum(self.outcomes.values())
+
+    @property
+    def judged(self) -> int:
+        """Requests the server is answerable for: not those we gave up."""
+        return self.count - self.outcomes.get(Outcome.CANCELLED, 0)
+
+    def share_of(self, outcome: Outcome) -> float:
+        return self.outcomes.get(outcome, 0) / self.judged if self.judged else 0.0
+
+    @property
+    def success_rate(self) -> float:
+        return self.share_of(Outcome.OK)
+
+    @property
+    def goodput(self) -> float:
+        """Share of the judged requests that are good."""
+        return self.good / self.judged if self.judged else 0.0
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """So many requests were cut off that the percentiles only say `at least`."""
+        return self.share_of(Outcome.CENSORED) > CENSORED_SHARE
+
+
+class _Columns:
+    """The records once, as columns: of each metric the values of ok answers, and which record each is of."""
+
+    def __init__(self, records: Sequence[Record], limits: Mapping[str, Limits]) -> None:
+        self.records = records
+        self.good = np.array([is_good(record, limits.get(record.phase, {})) for record in records], dtype=bool)
+        self.judged = np.array([record.outcome is not Outcome.CANCELLED for record in records], dtype=bool)
+        self._metrics: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
+        done = [(i, record) for i, record in enumerate(records) if record.outcome is Outcome.OK]
+        for metric, of in METRICS.items():
+            found = [(i, value) for i, record in done for value in of(record)]
+            owners, values = (np.array(column) for column in zip(*found, strict=True)) if found else (_NOBODY, _NOTHING)
+            self._metrics[metric] = owners, values
+
+    def metrics(self, chosen: NDArray[np.bool_]) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        for metric, (owners, values) in self._metrics.items():
+            yield metric, values[chosen[owners]]
+
+    def labels(self, kind: str) -> NDArray[np.str_]:
+        return np.array([LABELS[kind](record) for record in self.records], dtype=str)
+
+    def fairness(self, kind: str, chosen: NDArray[np.bool_]) -> Fairness | None:
+        names, party = np.unique(self.labels(kind)[chosen & self.judged], return_inverse=True)
+        asked = np.bincount(party, minlength=len(names))
+        got = np.bincount(party, weights=self.good[chosen & self.judged], minlength=len(names))
+        index = jain((got / asked).tolist())
+        return None if index is None else Fairness(index, len(names), int(asked.min()))
+
+
+_NOBODY, _NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0)
+
+
+def _temperature(record: Record) -> str:
+    return "" if record.load_s is None else "cold" if record.load_s > 0 else "warm"
+
+
+LABELS: dict[str, Callable[[Record], str]] = {
+    "adapter": lambda record: record.adapter,
+    "tenant": lambda record: record.tenant,
+    "phase": lambda record: record.phase,
+    "temperature": _temperature,  # whether the adapter had to be loaded first, as the gateway reports
+    "visit": lambda record: record.visit,
+}
+ORDER = {"temperature": ("warm", "cold"), "visit": ("first", "again", "after_eviction")}
+
+
+def groups(
+    records: Sequence[Record],
+    windows: Sequence[PhaseWindow],
+    *,
+    seed: int,
+    percentiles: Sequence[float] = PERCENTILES,
+    limits: Mapping[str, Limits] | None = None,
+) -> list[Group]:
+    """Overall, each adapter (busiest first), each tenant, each phase, warm and cold, each visit; of measured phases only.
+
+    limits: of each phase, what a good answer keeps to.
+    """
+    seconds = {window.name: window.end_s - window.start_s for window in windows if window.measured}
+    columns = _Columns([record for record in records if record.phase in seconds], limits or {})
+
+    def group(kind: str, name: str, chosen: NDArray[np.bool_], measured_s: float) -> Group:
+        some = [columns.records[i] for i in np.flatnonzero(chosen)]
+        refused = [
+            r.end_s - r.sent_s for r in some if r.outcome is Outcome.REFUSED and r.end_s and r.sent_s is not None
+        ]
+        described = {metric: describe(values, seed, percentiles) for metric, values in columns.metrics(chosen)}
+        good = int(columns.good[chosen].sum())
+        tokens = sum(record.output_tokens or 0 for record in some if record.outcome is Outcome.OK)
+        outcomes = Counter(record.outcome.value for record in some)
+        between = ("tenant", "adapter") if kind in ("overall", "phase") else ()
+        fairness = {party: columns.fairness(party, chosen) for party in between}
+
+        def per_s(count: float) -> float:
+            return count / measured_s if measured_s else 0.0
+
+        return Group(
+            kind=kind,
+            name=name,
+            outcomes=dict(outcomes),
+            metrics={metric: d for metric, d in described.items() if d is not None},
+            refusal=describe(refused, seed, percentiles),
+            per_s=per_s(outcomes[Outcome.OK]),
+            output_tokens_per_s=per_s(tokens),
+            good=good,
+            good_per_s=per_s(good),
+            wrong=sum(bool(record.wrong) for record in some),
+            fairness={party: index for party, index in fairness.items() if index is not None},
+        )
+
+    measured_s = sum(seconds.values())
+    found = [group("overall", "all", np.ones(len(columns.records), dtype=bool), measured_s)]
+    for kind in LABELS:
+        labels = columns.labels(kind)
+        found += [
+            group(kind, name, labels == name, seconds[name] if kind == "phase" else measured_s)
+            for name in _names(kind, labels, list(seconds))
+        ]
+    return found
+
+
+def _names(kind: str, labels: NDArray[np.str_], phases: Sequence[str]) -> list[str]:
+    if kind == "phase":
+        return list(phases)
+    sizes = Counter(labels.tolist())
+    sizes.pop("", None)
+    if kind in ORDER:
+        return [name for name in ORDER[kind] if name in sizes]
+    return [name for name, _ in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def error_counts(records: Iterable[Record]) -> list[tuple[str, int]]:
+    """Kinds of error, most frequent first."""
+    return Counter(r.error for r in records if r.outcome in (Outcome.FAILED, Outcome.REFUSED)).most_common()
