@@ -47,12 +47,9 @@ class RequestId:
 async def on_error(request: Request, exc: Exception) -> JSONResponse:
     """The one translation of errors, for endpoints that answer with JSON."""
     found = error_object_for(exc)
+    if found.said:
+        logger.error("request failed", extra={"request_id": request.scope.get("request_id")}, exc_info=exc)
     return JSONResponse(error_body(exc), status_code=found.status, headers=dict(error_headers(exc)))
-
-
-async def on_unexpected(request: Request, exc: Exception) -> JSONResponse:
-    logger.error("request failed", extra={"request_id": request.scope.get("request_id")}, exc_info=exc)
-    return await on_error(request, exc)
 
 
 async def on_validation(request: Request, exc: Exception) -> JSONResponse:
@@ -91,7 +88,7 @@ def create_app(settings: Settings | None = None, make_host: MakeHost | None = No
         app.add_exception_handler(known, on_error)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(Exception, on_unexpected)
+    app.add_exception_handler(Exception, on_error)
     app.add_middleware(Idempotency, prefixes=("/v1/adapters", "/v1/uploads"))
     app.add_middleware(RequestId)
     return app

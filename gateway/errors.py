@@ -108,12 +108,16 @@ class OverloadedError(GatewayError):
 
 @dataclass(frozen=True)
 class ErrorObject:
-    """How one class of error looks over HTTP. `retry` False tells the official client not to repeat the request."""
+    """How one class of error looks over HTTP. `retry` False tells the official client not to repeat the request.
+
+    said: instead of the error's own message, which names the operator's paths and machines and goes to the log.
+    """
 
     status: int
     type: str
     code: str
     retry: bool | None = None
+    said: str | None = None
 
 
 INVALID, SERVER = "invalid_request_error", "server_error"
@@ -128,14 +132,28 @@ ERROR_OBJECTS: dict[type[Exception], ErrorObject] = {
     adapter_errors.InvalidNameError: ErrorObject(400, INVALID, "invalid_name"),
     adapter_errors.ConflictError: ErrorObject(409, INVALID, "conflict", retry=False),
     adapter_errors.GateRefusedError: ErrorObject(409, INVALID, "gate_refused", retry=False),
-    adapter_errors.BaseModelError: ErrorObject(500, SERVER, "base_model", retry=False),
-    adapter_errors.BlobError: ErrorObject(500, SERVER, "storage", retry=False),
+    adapter_errors.BaseModelError: ErrorObject(
+        500,
+        SERVER,
+        "base_model",
+        retry=False,
+        said="The server cannot use its base model. Its operator finds why in the log.",
+    ),
+    adapter_errors.BlobError: ErrorObject(
+        500,
+        SERVER,
+        "storage",
+        retry=False,
+        said="The server could not read or keep files. Its operator finds why in the log.",
+    ),
     adapter_errors.MergeError: ErrorObject(422, INVALID, "merge_failed"),
     adapter_errors.ParityError: ErrorObject(422, INVALID, "merge_parity"),
-    adapter_errors.DatabaseError: ErrorObject(503, SERVER, "database"),
+    adapter_errors.DatabaseError: ErrorObject(
+        503, SERVER, "database", said="The server cannot reach its database now."
+    ),
     EngineUnavailableError: ErrorObject(503, SERVER, "engine_unavailable"),
     EngineStalledError: ErrorObject(504, SERVER, "engine_stalled"),
-    EngineStartError: ErrorObject(503, SERVER, "engine_start"),
+    EngineStartError: ErrorObject(503, SERVER, "engine_start", said="No engine is running. Try again later."),
     AdapterLoadError: ErrorObject(503, SERVER, "adapter_load_failed"),
     EngineAnswerError: ErrorObject(502, SERVER, "engine_error"),
     NoReplicaError: ErrorObject(503, SERVER, "no_replica"),
@@ -149,7 +167,9 @@ ERROR_OBJECTS: dict[type[Exception], ErrorObject] = {
     OverloadedError: ErrorObject(503, "service_unavailable_error", "server_is_overloaded"),
 }
 
-UNKNOWN = ErrorObject(500, SERVER, "internal_error", retry=False)
+UNKNOWN = ErrorObject(
+    500, SERVER, "internal_error", retry=False, said="The server had an error while processing your request."
+)
 
 
 def error_object_for(exc: BaseException) -> ErrorObject:
@@ -163,10 +183,10 @@ def error_object_for(exc: BaseException) -> ErrorObject:
 
 
 def error_body(exc: BaseException) -> dict[str, Any]:
-    """OpenAI's error envelope. A stranger's message is not shown: it may hold what a caller must not see."""
+    """OpenAI's error envelope."""
     found = error_object_for(exc)
     error: dict[str, Any] = {
-        "message": str(exc) if found is not UNKNOWN else "The server had an error while processing your request.",
+        "message": found.said or str(exc),
         "type": found.type,
         "param": "model" if found.code == "model_not_found" else getattr(exc, "param", None),
         "code": getattr(exc, "code", found.code),

@@ -76,7 +76,8 @@ def list_data(as_json: JsonOption = False) -> None:
     specs = [load_dataset_spec(name) for name in known_datasets()]
     fetched = {spec.name: read_card(home().datasets / spec.name) is not None for spec in specs}
     if as_json:
-        print_json([spec.model_dump(mode="json") | {"fetched": fetched[spec.name]} for spec in specs])
+        data = [spec.model_dump(mode="json") | {"fetched": fetched[spec.name]} for spec in specs]
+        print_json({"object": "list", "data": data})
         return
     table = Table("name", "what", "task", "licence", "fetched", box=None, header_style="bold", pad_edge=False)
     for spec in specs:

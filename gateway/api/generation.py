@@ -18,7 +18,7 @@ from adapters.registry import Scope as KeyScope
 from gateway.body import CHAT, COMPLETIONS, RESPONSES, TOKENIZE, Endpoint, Prepared, model_of, parse, prepare
 from gateway.engines.profile import BASE_NAME
 from gateway.engines.protocol import EngineResponse
-from gateway.errors import UNKNOWN, BodyTooLargeError, EngineAnswerError, EngineStalledError, error_object_for
+from gateway.errors import BodyTooLargeError, EngineAnswerError, EngineStalledError, error_object_for
 from gateway.fleet import Replica
 from gateway.relay import Names, Outcome, StreamRewriter, error_event, relay_stream, relay_whole
 from gateway.resolve import Target
@@ -82,7 +82,7 @@ class GenerationEndpoint:
         except Exception as exc:
             if guard.started:
                 raise
-            if error_object_for(exc) is UNKNOWN:
+            if error_object_for(exc).said:
                 logger.exception("request failed", extra={"request_id": scope["request_id"]})
             await send_error(guard, exc)
 

@@ -58,7 +58,7 @@ def test_estimate_without_a_prepared_base_says_what_to_do() -> None:
 
 
 def test_known_data_sets_are_listed_with_their_terms() -> None:
-    document = json.loads(CliRunner().invoke(cli.data_app, ["list", "--json"], catch_exceptions=False).stdout)
+    document = json.loads(CliRunner().invoke(cli.data_app, ["list", "--json"], catch_exceptions=False).stdout)["data"]
     assert {entry["name"] for entry in document} >= {"reuters-r8", "finance-entities"}
     assert all(entry["licence"] and entry["fetched"] is False for entry in document)
 
