@@ -5,6 +5,7 @@ to be unresolved, with the reason, instead of a number that nothing supports.
 """
 
 import json
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def next_step(probes: Sequence[Probe], limits: Limits) -> float | Outcome:
         return min(limits.highest, passed.rate_per_s * 2)
     if missed.rate_per_s <= passed.rate_per_s * (1 + limits.precision):
         return Outcome(True, passed, missed, f"between {passed.rate_per_s:.3g}/s and {missed.rate_per_s:.3g}/s")
-    return (passed.rate_per_s * missed.rate_per_s) ** 0.5
+    return math.sqrt(passed.rate_per_s * missed.rate_per_s)
 
 
 def at_rate(scenario: Scenario, rate_per_s: float) -> Scenario:
