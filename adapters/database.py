@@ -89,9 +89,16 @@ def _sqlite(target: URL) -> sa.Engine:
     return engine
 
 
+# libpq's parameters; what the URL itself says wins. Nothing of ours works on a statement for half a minute.
+_PATIENCE = {"connect_timeout": "10", "options": "-c statement_timeout=30s"}
+
+
 def _postgres(target: URL) -> sa.Engine:
     try:
-        return sa.create_engine(target, pool_pre_ping=True, pool_size=8, max_overflow=24, **_JSON)
+        patience = {name: value for name, value in _PATIENCE.items() if name not in target.query}
+        return sa.create_engine(
+            target, connect_args=patience, pool_pre_ping=True, pool_size=8, max_overflow=24, **_JSON
+        )
     except ModuleNotFoundError as exc:
         raise DatabaseError("Postgres needs its driver. Install it with: pip install 'lorikeet[postgres]'") from exc
 

@@ -143,3 +143,16 @@ def test_a_read_sees_one_moment(database: sa.Engine) -> None:
         with writing(database) as other:
             other.add(TenantRow(name="acme", created_at=1.0, cache_salt="salt", weight=1.0))
         assert session.scalar(count) == before
+
+
+def test_a_statement_on_postgres_does_not_wait_for_ever_unless_the_url_says_so(postgres_url: str) -> None:
+    def time_out(url: str) -> str:
+        engine = open_database(url)
+        with engine.connect() as connection:
+            found = str(connection.execute(sa.text("SHOW statement_timeout")).scalar_one())
+        engine.dispose()
+        return found
+
+    assert time_out(postgres_url) == "30s"
+    own = sa.make_url(postgres_url).update_query_dict({"options": "-c statement_timeout=7s"})
+    assert time_out(own.render_as_string(hide_password=False)) == "7s"
