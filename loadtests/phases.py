@@ -45,7 +45,7 @@ class Event(Part):
 
 
 class Neighbour(Part):
-    """One tenant's extra traffic on top of the phase's own."""
+    """One tenant's extra traffic on top of the phase's own, over all of its adapters."""
 
     tenant: str
     load: RateLoad
@@ -59,7 +59,7 @@ class Phase(Part):
     popularity: Popularity | None = Field(None, description="Instead of the scenario's popularity.")
     rotate_s: float | None = Field(None, gt=0, description="Instead of the scenario's rotate_s.")
     adapters: Annotated[int, Field(gt=0)] | Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="Only so many from the top of each tenant's list, or only these of it."
+        None, description="Only so many from the top of each tenant's list, or only these of it, most popular first."
     )
     working_set: list[Annotated[int, Field(gt=0)]] | None = Field(
         None, min_length=1, description="One phase per size, NAME-SIZE, over that many adapters."

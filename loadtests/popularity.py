@@ -1,5 +1,6 @@
 """Which adapter how often: shares by rank, in the order the adapters are listed. Pure."""
 
+import bisect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -74,6 +75,6 @@ def shares(popularity: AnyPopularity, adapters: Sequence[str], files: WeightFile
     return np.asarray(weights / (weights.sum() or 1.0), dtype=np.float64)
 
 
-def pick(cumulative: NDArray[np.float64], draw: float) -> int:
+def pick(cumulative: Sequence[float], draw: float) -> int:
     """The index that a uniform draw in [0, 1) falls on, under cumulative shares. Never one whose share is 0."""
-    return int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
+    return bisect.bisect_right(cumulative, draw * cumulative[-1])

@@ -7,7 +7,9 @@ from typing import Protocol
 import numpy as np
 
 from loadtests.errors import ScenarioError
-from loadtests.shapes import BuiltinPrompts, FilePrompts, Prompts, SyntheticPrompts, longest
+from loadtests.seeds import generator
+from loadtests.shapes import BuiltinPrompts, FilePrompts, Length, Prompts, SyntheticPrompts, length_at
+from loadtests.traces import BLOCK_TOKENS, TraceRow
 
 QUESTIONS = (
     "My parcel has not arrived after ten days. What can I do?",
@@ -51,13 +53,26 @@ class PromptList:
 
 
 class SyntheticSource:
-    """Random words of a fixed number."""
+    """Random words, as many as the length says."""
 
-    def __init__(self, words: int) -> None:
+    def __init__(self, words: Length) -> None:
         self._words = words
 
     def draw(self, rng: np.random.Generator) -> str:
-        return " ".join(WORDS[i] for i in rng.integers(len(WORDS), size=self._words))
+        return random_words(length_at(self._words, rng.random()), rng)
+
+
+def random_words(count: int, rng: np.random.Generator) -> str:
+    """Every word is one token of the usual vocabularies, so this is about `count` tokens."""
+    return " ".join(WORDS[index] for index in rng.integers(len(WORDS), size=count))
+
+
+def text_of(row: TraceRow, rng: np.random.Generator, seed: int) -> str:
+    """A prompt as long as the recorded one. Where the trace names its blocks, equal blocks get equal words."""
+    blocks = [random_words(BLOCK_TOKENS, generator(seed, "block", block)) for block in row.blocks]
+    words = " ".join(blocks).split()[: row.prompt_tokens]
+    rest = random_words(max(row.prompt_tokens, 1) - len(words), rng)
+    return " ".join([*words, rest]).rstrip()
 
 
 def load_prompts(spec: Prompts) -> PromptSource:
@@ -66,7 +81,7 @@ def load_prompts(spec: Prompts) -> PromptSource:
         case BuiltinPrompts():
             return PromptList(QUESTIONS)
         case SyntheticPrompts():
-            return SyntheticSource(longest(spec.words))
+            return SyntheticSource(spec.words)
         case FilePrompts():
             return PromptList(_read(spec.path))
 

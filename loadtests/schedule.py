@@ -1,30 +1,31 @@
 """The whole run, computed before the first request: who asks which adapter what, and when.
 
-The content of a request is a pure function of (seed, phase, number), never of how the server behaved. So two runs of
-one scenario are paired request by request, a closed loop asks the same questions in the same order, and a schedule can
-be cut into shards.
+The content of a request depends on the scenario's seed, its phase's name and its number there, never on how the server
+behaved, nor on the phases beside it. So two runs of one scenario are paired request by request, a closed loop asks the
+same questions in the same order, and a schedule can be cut into shards.
 """
 
 import hashlib
+import heapq
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from loadtests.arrivals import arrivals_s
-from loadtests.loads import AnyRate
+from loadtests.errors import ScenarioError
+from loadtests.inputs import Inputs
+from loadtests.loads import Touch
 from loadtests.phases import Phase
-from loadtests.popularity import pick, shares
-from loadtests.prompts import PromptSource
+from loadtests.prompts import random_words, text_of
 from loadtests.record import PhaseWindow
-from loadtests.scenario import Scenario
-from loadtests.shapes import longest
-
-# Streams of random numbers that must not meet: one for instants, one for contents.
-_ARRIVALS, _CONTENT = 0, 1
+from loadtests.scenario import Canary, Scenario
+from loadtests.seeds import generator
+from loadtests.shapes import length_at, longest
+from loadtests.streams import Slot, Stream, chooser_of, closed_slots, planned_slots, streams_of, touches
 
 
 @dataclass(frozen=True)
@@ -48,36 +49,122 @@ class Planned:
     expect: str = ""  # of a canary: text that the answer must contain
 
 
-class Workload:
-    """Gives each request of each phase its content."""
+class _Draws(NamedTuple):
+    """Uniform draws in [0, 1), one for each choice: a share that is changed leaves the other choices alone."""
 
-    def __init__(self, scenario: Scenario, models: Mapping[str, Sequence[str]], prompts: PromptSource) -> None:
-        """models: of each tenant, what it may ask for, most popular first."""
+    tenant: float
+    adapter: float
+    stream: float
+    max_tokens: float
+    prefix: float
+    cancel: float
+    slow: float
+    canary: float
+    which_canary: float
+
+
+class Workload:
+    """Gives each request of each phase its instant and its content."""
+
+    def __init__(self, scenario: Scenario, models: Mapping[str, Sequence[str]], inputs: Inputs) -> None:
+        """models: of each tenant, what it may ask for, most popular first.
+
+        Raises ScenarioError when phases or canaries want adapters that are not there.
+        """
         self.scenario = scenario
         self.models = {tenant: tuple(names) for tenant, names in models.items()}
-        self._prompts = prompts
-        weights = np.array([tenant.share for tenant in scenario.tenants])
-        self._tenants = np.cumsum(weights / weights.sum())
-        self._adapters = {t: np.cumsum(shares(scenario.popularity, names)) for t, names in self.models.items()}
-
-    def request(self, phase: int, number: int, at_s: float | None) -> Planned:
-        shape = self.scenario.requests
-        rng = np.random.default_rng((self.scenario.seed, _CONTENT, phase, number))
-        tenant_draw, adapter_draw, stream_draw = rng.random(3)
-        tenant = self.scenario.tenants[pick(self._tenants, tenant_draw)].name
-        adapter = self.models[tenant][pick(self._adapters[tenant], adapter_draw)]
-        prompt = self._prompts.draw(rng)
-        name = self.scenario.phases[phase].name
-        mark = ""
-        if shape.nonce:
-            mark = hashlib.sha256(f"{self.scenario.seed}/{name}/{number}".encode()).hexdigest()[:8]
-            prompt = f"[{mark}] {prompt}"
-        stream = bool(stream_draw < shape.streaming_share)
-        return Planned(f"{name}-{number}", name, at_s, tenant, adapter, stream, longest(shape.max_tokens), prompt, mark)
+        self._inputs = inputs
+        self._canaries = {
+            canary.adapter: [one for one in scenario.canaries if one.adapter == canary.adapter]
+            for canary in scenario.canaries
+        }
+        prefix = scenario.requests.shared_prefix
+        self._prefix = random_words(prefix.words, generator(scenario.seed, "prefix")) if prefix else ""
+        self._streams = self._checked_streams()
 
     def requests(self, phase: int) -> Iterator[Planned]:
         """The endless sequence a closed loop takes from."""
-        return (self.request(phase, number, None) for number in itertools.count())
+        return self._fill(self._streams[phase][0], closed_slots(), 0.0)
+
+    def plan(self, phase: int, start_s: float) -> list[Planned]:
+        """Every request of a phase with an instant of its own, by that instant; the phase begins at start_s."""
+        seed, files = self.scenario.seed, self._inputs.weights
+        rows = self._inputs.traces.get(self.scenario.phases[phase].name, ())
+        planned = [self._fill(s, planned_slots(s, seed, rows, files), start_s) for s in self._streams[phase]]
+        return list(heapq.merge(*planned, key=lambda request: request.at_s or 0.0))
+
+    def _checked_streams(self) -> list[list[Stream]]:
+        streams, faults = [], []
+        for phase in self.scenario.phases:
+            try:
+                found = streams_of(self.scenario, phase, self.models)
+                for stream in found:
+                    chooser_of(stream, self._inputs.weights)
+                    if isinstance(stream.load, Touch):
+                        touches(stream, stream.load)
+            except ValueError as exc:
+                faults.append(f"phase {phase.name}: {exc}")
+            else:
+                streams.append(found)
+        known = {name for names in self.models.values() for name in names}
+        faults += [f"canaries: no tenant may ask {name}" for name in self._canaries if name not in known]
+        if faults:
+            raise ScenarioError(self.scenario.name, faults)
+        return streams
+
+    def _fill(self, stream: Stream, slots: Iterable[Slot], start_s: float) -> Iterator[Planned]:
+        shape = self.scenario.requests
+        chooser = chooser_of(stream, self._inputs.weights)
+        for number, slot in enumerate(slots):
+            rng = generator(self.scenario.seed, "content", stream.name, number)
+            draws = _Draws(*rng.random(len(_Draws._fields)).tolist())
+            tenant, adapter = slot.target or chooser.choose(draws.tenant, draws.adapter, slot.offset_s or 0.0)
+            planned = Planned(
+                id=f"{stream.name}-{number}",
+                phase=stream.phase.name,
+                at_s=None if slot.offset_s is None else start_s + slot.offset_s,
+                tenant=tenant,
+                adapter=adapter,
+                stream=draws.stream < shape.streaming_share,
+                max_tokens=longest(shape.max_tokens),
+                prompt="",
+                visit=slot.visit,
+            )
+            if canary := self._canary(adapter, draws):
+                yield replace(planned, prompt=canary.prompt, expect=canary.expect)
+            else:
+                yield self._asked(planned, slot, draws, rng)
+
+    def _canary(self, adapter: str, draws: _Draws) -> Canary | None:
+        canaries = self._canaries.get(adapter)
+        if not canaries or draws.canary >= self.scenario.canary_share:
+            return None
+        return canaries[int(draws.which_canary * len(canaries))]
+
+    def _asked(self, planned: Planned, slot: Slot, draws: _Draws, rng: np.random.Generator) -> Planned:
+        """With its prompt, its length and its manners. A touch has no manners: it is there to be answered and timed."""
+        shape, seed, follow_ups = self.scenario.requests, self.scenario.seed, []
+        if slot.row is not None:
+            prompt, max_tokens = text_of(slot.row, rng, seed), max(slot.row.output_tokens, 1)
+        else:
+            prompt, max_tokens = self._inputs.prompts.draw(rng), length_at(shape.max_tokens, draws.max_tokens)
+            if shape.turns and not slot.visit:
+                follow_ups = [self._inputs.prompts.draw(rng) for _ in range(1, shape.turns.count)]
+        mark = hashlib.sha256(f"{seed}/{planned.id}".encode()).hexdigest()[:8] if shape.nonce else ""
+        prefixed = shape.shared_prefix and slot.row is None and draws.prefix < shape.shared_prefix.share
+        parts = (self._prefix if prefixed else "", f"[{mark}]" if mark else "", prompt)
+        leaves = shape.cancel and not slot.visit and draws.cancel < shape.cancel.share
+        slow = shape.slow_readers and not slot.visit and draws.slow < shape.slow_readers.share
+        return replace(
+            planned,
+            prompt=" ".join(part for part in parts if part),
+            max_tokens=max_tokens,
+            mark=mark,
+            follow_ups=tuple(follow_ups),
+            think_s=shape.turns.think_s if shape.turns and follow_ups else 0.0,
+            cancel_after_s=shape.cancel.after_s if shape.cancel and leaves else None,
+            read_pause_s=shape.slow_readers.pause_s if shape.slow_readers and slow else 0.0,
+        )
 
 
 def windows(phases: Sequence[Phase]) -> list[PhaseWindow]:
@@ -88,15 +175,8 @@ def windows(phases: Sequence[Phase]) -> list[PhaseWindow]:
 
 
 def plan_phase(workload: Workload, phase: int) -> list[Planned]:
-    """Every request of an open-loop phase, by intended start. A closed loop plans none: its instants are the server's."""
-    scenario = workload.scenario
-    load = scenario.load_of(scenario.phases[phase])
-    if not isinstance(load, AnyRate):
-        return []
-    start_s = windows(scenario.phases)[phase].start_s
-    rng = np.random.default_rng((scenario.seed, _ARRIVALS, phase))
-    instants = arrivals_s(load, scenario.phases[phase].duration_s, rng)
-    return [workload.request(phase, number, start_s + float(at_s)) for number, at_s in enumerate(instants)]
+    """Every request of a phase that has an instant, by that instant. Of a closed loop that is only its neighbour's."""
+    return workload.plan(phase, windows(workload.scenario.phases)[phase].start_s)
 
 
 def plan_schedule(workload: Workload) -> list[list[Planned]]:

@@ -16,9 +16,9 @@ from typing import Any
 from loadtests.client import Client, open_client
 from loadtests.errors import LoadTestError, TargetError
 from loadtests.health import assess
+from loadtests.inputs import load_inputs
 from loadtests.live import LiveView
 from loadtests.loads import Closed
-from loadtests.prompts import load_prompts
 from loadtests.record import Run, read_run, write_run
 from loadtests.report import render_report
 from loadtests.runner import Execution, execute
@@ -78,7 +78,7 @@ async def plan(scenario: Scenario, client: Client) -> Plan:
         models[tenant.name] = listed if wanted == "all" else list(wanted)
         if not models[tenant.name]:
             raise TargetError(f"GET /v1/models lists nothing for tenant '{tenant.name}': there is nothing to ask.")
-    workload = Workload(scenario, models, load_prompts(scenario.requests.prompts))
+    workload = Workload(scenario, models, load_inputs(scenario))
     return Plan(workload, plan_schedule(workload))
 
 

@@ -4,7 +4,7 @@ import math
 from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from loadtests.parts import ExistingFile, Part
 
@@ -38,11 +38,21 @@ class LognormalLengths(Part):
         return self
 
 
-Lengths = Annotated[UniformLengths | LognormalLengths, Field(discriminator="kind")]
-Length = Annotated[int, Field(gt=0, le=1_000_000)] | Lengths
+def _kind_of(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return str(value.get("kind"))
+    return getattr(value, "kind", "number")
 
 
-def length_at(length: int | UniformLengths | LognormalLengths, draw: float) -> int:
+Length = Annotated[
+    Annotated[int, Field(gt=0, le=1_000_000), Tag("number")]
+    | Annotated[UniformLengths, Tag("uniform")]
+    | Annotated[LognormalLengths, Tag("lognormal")],
+    Discriminator(_kind_of),
+]
+
+
+def length_at(length: Length, draw: float) -> int:
     """The length at quantile `draw` in [0, 1); at least 1. So one uniform draw gives one length, whatever the kind."""
     match length:
         case UniformLengths():
@@ -54,7 +64,7 @@ def length_at(length: int | UniformLengths | LognormalLengths, draw: float) -> i
             return length
 
 
-def longest(length: int | UniformLengths | LognormalLengths) -> int:
+def longest(length: Length) -> int:
     return length if isinstance(length, int) else length.high
 
 
@@ -72,7 +82,7 @@ class FilePrompts(Part):
 
 
 class SyntheticPrompts(Part):
-    """Random common words. A word is roughly one token and a third."""
+    """Random common words. Each is one token of the usual vocabularies."""
 
     kind: Literal["synthetic"]
     words: Length = Field(description="Words in every prompt: a number, or a distribution.")

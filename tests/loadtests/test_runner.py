@@ -7,7 +7,7 @@ import pytest
 
 from loadtests.client import open_client
 from loadtests.health import assess
-from loadtests.prompts import load_prompts
+from loadtests.inputs import load_inputs
 from loadtests.record import Health, Outcome, PhaseWindow
 from loadtests.runner import Execution, cut_windows, execute
 from loadtests.schedule import Workload, plan_schedule
@@ -18,7 +18,7 @@ from tests.loadtests.server import DONE, GOOD, ROLE, FakeServer, token
 
 async def run(server: FakeServer, *, stop: asyncio.Event | None = None, **fields: Any) -> tuple[Execution, Health]:
     scenario = make_scenario(**fields)
-    workload = Workload(scenario, {"default": ["support"]}, load_prompts(scenario.requests.prompts))
+    workload = Workload(scenario, {"default": ["support"]}, load_inputs(scenario))
     schedule = plan_schedule(workload)
     async with open_client(server.url, {}, timeout_s=30) as client:
         execution = await execute(workload, schedule, client, stop=stop)

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from loadtests.errors import LoadTestError, ScenarioError
+from loadtests.inputs import load_inputs
 from loadtests.prompts import load_prompts
 from loadtests.scenario import load_scenario
 from loadtests.session import resolve_keys
@@ -25,7 +26,7 @@ phases:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_scenario_that_comes_along_can_be_run(path: Path) -> None:
-    load_prompts(load_scenario(path).requests.prompts)
+    load_inputs(load_scenario(path))
 
 
 def test_every_fault_is_named_with_its_line_and_field(tmp_path: Path) -> None:
