@@ -140,7 +140,7 @@ def _against_bucket(own: Sequence[Record], others: Sequence[Record], limit: Limi
         false += low - 2 * slack >= 1
         if record.retry_after_s is not None:
             shortest_s = max(0.0, (1 - high) / per_s)
-            longest_s = max(0.0, (1 - low + 2 * slack) / per_s)
+            longest_s = max(0.0, (1 - low) / per_s)
             if record.retry_after_s < shortest_s:
                 short_by_s.append(shortest_s - record.retry_after_s)
             if record.retry_after_s > LONG_FACTOR * longest_s + LONG_EXTRA_S:
