@@ -90,7 +90,7 @@ def story() -> Iterator[Story]:
 def train(told: Story) -> None:
     told.chapter("1  Two tenants train an adapter each, on real data")
     console.print("acme sorts newswire by topic; globex pulls names out of loan agreements. Rank 8, two CPU cores.")
-    for name, less in (("reuters-topics", "data.train_rows=320"), ("finance-entities", "optimizer.epochs=1.75")):
+    for name, less in (("reuters-topics", "data.train_rows=288"), ("finance-entities", "optimizer.epochs=1.5")):
         told.show("train", name, "--set", less, "--out", str(told.root / name))  # less than the shipped length
     console.print("And two adapters that can say only one thing each, to see a swap with the naked eye later.")
     for name, answer in ANSWERS.items():
