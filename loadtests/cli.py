@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from loadtests.calibration import calibrate as measure_calibration
+from loadtests.calibration import save_calibration
 from loadtests.errors import LoadTestError
 from loadtests.live import LiveView
 from loadtests.loads import describe_load
@@ -105,8 +107,41 @@ def report(
     raise typer.Exit(summary.exit_code)
 
 
+@app.command()
+def calibrate(
+    rate: Annotated[
+        list[float] | None, typer.Option(min=1, help="Requests per second, repeatable; by default 50 and 200.")
+    ] = None,
+    duration_s: Annotated[float, typer.Option(min=6, help="Of each run; every rate has two.")] = 20.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what is kept as one JSON document.")] = False,
+) -> None:
+    """Measure the load generator's own error on this machine, and keep it for the reports.
+
+    The load goes to a built-in server whose every answer is known beforehand, once plain and once with a freeze of two
+    seconds. Kept in LORIKEET_HOME/loadtests/calibration.json.
+
+    Exit codes: 0 every figure within 2 % of the known one (10 % with the freeze), 1 not, 2 it could not be measured.
+    """
+    try:
+        calibration = _in_loop(
+            measure_calibration(rate or [50, 200], duration_s, view=lambda: LiveView(Console(stderr=True)))
+        )
+    except LoadTestError as exc:
+        raise _usage(exc) from exc
+    path = save_calibration(lorikeet_home(), calibration)
+    if as_json:
+        typer.echo(path.read_text(encoding="utf-8"), nl=False)
+    else:
+        _show_calibration(calibration, path)
+    raise typer.Exit(0 if calibration["within_bars"] else 1)
+
+
+def lorikeet_home() -> Path:
+    return Path(os.environ.get("LORIKEET_HOME") or "~/.lorikeet").expanduser()
+
+
 def default_folder(scenario: str) -> Path:
-    home = Path(os.environ.get("LORIKEET_HOME") or "~/.lorikeet").expanduser()
+    home = lorikeet_home()
     return home / "loadtests" / f"{scenario}-{datetime.datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005  for its reader
 
 
@@ -186,3 +221,26 @@ def _show_plan(plan: Plan, *, as_json: bool) -> None:
     for share in shares:
         table.add_row(escape(str(share["tenant"])), escape(str(share["adapter"])), str(share["requests"]))
     console.print(table)
+
+
+def _show_calibration(calibration: Mapping[str, Any], path: Path) -> None:
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, title="Error of each figure against the known one", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for column in ("TTFT P50", "P95", "P99", "E2E P50", "P95", "P99", "send lag P99", "CPU"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for case in calibration["cases"]:
+        errors = ["–" if figure["measured_s"] is None else f"{figure['error']:+.1%}" for figure in case["figures"]]
+        table.add_row(
+            f"{case['rate_per_s']:g}/s {case['kind']}",
+            *errors,
+            format_s(case["send_lag_p99_s"]),
+            f"{case['cpu_share']:.0%}",
+            style=None if case["within_bar"] else "red",
+        )
+    console.print(table)
+    late_s = max(case["server_late_p99_s"] for case in calibration["cases"])
+    console.print(f"The built-in server itself was late by {format_s(late_s)} at P99.", style="dim")
+    bars = " and ".join(f"{limit:.0%} ({kind})" for kind, limit in calibration["bars"].items())
+    verdict = "[bold green]WITHIN" if calibration["within_bars"] else "[bold red]OUTSIDE"
+    console.print(f"\n{verdict}[/] {bars}  {escape(str(path))}", soft_wrap=True)
