@@ -19,7 +19,7 @@ class PlacedFaultsError(ValueError):
 
 def describe_faults(root: yaml.Node | None, exc: ValidationError) -> list[str]:
     """Every fault as `line 3: phases[0].load: what is wrong`."""
-    return [_describe(root, location, message) for error in exc.errors() for location, message in _parts(error)]
+    return [fault for error in exc.errors() for fault in _describe(root, error)]
 
 
 def describe_yaml_error(exc: yaml.YAMLError) -> str:
@@ -32,23 +32,23 @@ def field_name(keys: Iterable[str | int]) -> str:
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
 
 
-def _parts(error: Any) -> Iterator[tuple[Location, str]]:
+def _describe(root: yaml.Node | None, error: Any) -> Iterator[str]:
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, PlacedFaultsError):
-        for location, message in cause.faults:
-            yield (*error["loc"], *location), message
+        parts = [((*error["loc"], *location), message) for location, message in cause.faults]
     else:
-        yield error["loc"], str(error["msg"]).removeprefix("Value error, ")
+        parts = [(error["loc"], str(error["msg"]).removeprefix("Value error, "))]
+    for location, message in parts:
+        keys, line = _place(root, location, missing=error["type"] == "missing")
+        name = field_name(keys)
+        yield f"line {line}: {name}: {message}" if name else f"line {line}: {message}"
 
 
-def _describe(root: yaml.Node | None, location: Location, message: str) -> str:
-    keys, line = _place(root, location)
-    name = field_name(keys)
-    return f"line {line}: {name}: {message}" if name else f"line {line}: {message}"
+def _place(root: yaml.Node | None, location: Location, *, missing: bool) -> tuple[list[str | int], int]:
+    """Follow pydantic's location into the YAML tree, past the union tags it puts in; the keys and the line found.
 
-
-def _place(root: yaml.Node | None, location: Location) -> tuple[list[str | int], int]:
-    """Follow pydantic's location into the YAML tree, past the union tags it puts in; the keys and the line found."""
+    missing: the last step is a field that should be there.
+    """
     node = root
     keys: list[str | int] = []
     line = 1 if root is None else root.start_mark.line + 1
@@ -57,7 +57,7 @@ def _place(root: yaml.Node | None, location: Location) -> tuple[list[str | int],
             found = next(((k, v) for k, v in node.value if k.value == step), None)
             if found is not None:
                 line, node = found[0].start_mark.line + 1, found[1]
-            elif position < len(location) - 1:
+            elif position < len(location) - 1 or not missing:
                 continue  # the tag of a union ("poisson"), or a union's branch
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
             node = node.value[step]

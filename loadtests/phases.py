@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from loadtests.loads import Load, RateLoad
 from loadtests.parts import ExistingFile, Part
@@ -51,6 +51,12 @@ class Neighbour(Part):
     load: RateLoad
 
 
+_Chosen = Annotated[
+    Annotated[int, Field(gt=0), Tag("number")] | Annotated[list[str], Field(min_length=1), Tag("names")],
+    Discriminator(lambda value: "names" if isinstance(value, list) else "number"),
+]
+
+
 class Phase(Part):
     name: str = Field(min_length=1, pattern=r"^[a-z0-9_-]+$")
     duration_s: float = Field(gt=0)
@@ -58,7 +64,7 @@ class Phase(Part):
     load: Load | None = Field(None, description="Instead of the scenario's load.")
     popularity: Popularity | None = Field(None, description="Instead of the scenario's popularity.")
     rotate_s: float | None = Field(None, gt=0, description="Instead of the scenario's rotate_s.")
-    adapters: Annotated[int, Field(gt=0)] | Annotated[list[str], Field(min_length=1)] | None = Field(
+    adapters: _Chosen | None = Field(
         None, description="Only so many from the top of each tenant's list, or only these of it, most popular first."
     )
     working_set: list[Annotated[int, Field(gt=0)]] | None = Field(

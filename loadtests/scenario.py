@@ -1,7 +1,8 @@
 """What to send, how fast, and what must hold: a YAML file, checked whole before anything is sent."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,12 +11,13 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_va
 
 from loadtests.errors import ObjectiveError, ScenarioError
 from loadtests.faults import Location, PlacedFaultsError, describe_faults, describe_yaml_error
-from loadtests.loads import AnyLoad, Closed, Load, TraceLoad
+from loadtests.loads import AnyLoad, Closed, Load, Touch, TraceLoad
 from loadtests.parts import Part
 from loadtests.phases import Phase, expand_working_sets
 from loadtests.popularity import AnyPopularity, Popularity, Uniform
+from loadtests.record import METRICS
 from loadtests.shapes import RequestShape
-from loadtests.slo import parse_objective
+from loadtests.slo import parse_objective, parse_time_s
 
 DEFAULT_KEY_ENV = "LORIKEET_API_KEY"
 
@@ -71,11 +73,17 @@ class HealthLimits(Part):
     offered_share: float = Field(0.99, gt=0, le=1, description="Sent in time, of what was scheduled.")
 
 
-def _understood(text: str) -> str:
+def _fault_of(parse: Callable[[str], object], text: str) -> str | None:
     try:
-        parse_objective(text)
+        parse(text)
     except ObjectiveError as exc:
-        raise ValueError(str(exc)) from exc
+        return str(exc)
+    return None
+
+
+def _understood(text: str) -> str:
+    if fault := _fault_of(parse_objective, text):
+        raise ValueError(fault)
     return text
 
 
@@ -93,7 +101,7 @@ class Scenario(Part):
     adapters: Literal["all"] | list[str] = Field("all", description="Model names, or all that the key may see.")
     popularity: Popularity = Uniform()
     rotate_s: float | None = Field(
-        None, gt=0, description="Every so often each adapter takes the rank of the one before it: the hot set moves on."
+        None, gt=0, description="In open loops, each adapter takes the rank of the one before it every so often."
     )
     requests: RequestShape = RequestShape()
     canaries: list[Canary] = Field(default_factory=list)
@@ -124,33 +132,37 @@ class Scenario(Part):
     def _faults(self) -> Iterator[tuple[Location, str]]:
         """Faults that only show between fields, each with its location."""
         tenants = [tenant.name for tenant in self.tenants]
-        phases = [phase.name for phase in expand_working_sets(self.phases)]
-        for kind, names in (("tenants", tenants), ("phases", phases)):
-            if len(set(names)) < len(names):
-                yield (kind,), "each needs a name of its own"
-        for kind, named in (("keys", self.keys.keys()), ("limits", self.limits.keys())):
-            for name in named - set(tenants):
-                yield (kind, name), f"no such tenant: {name}"
+        phases = [(number, part) for number, whole in enumerate(self.phases) for part in expand_working_sets([whole])]
+        yield from _taken("tenants", list(enumerate(tenants)))
+        yield from _taken("phases", [(number, phase.name) for number, phase in phases])
+        for kind, named in (("keys", self.keys), ("limits", self.limits)):
+            for name in named:
+                if name not in tenants:
+                    yield (kind, name), f"no such tenant: {name}"
         if not any(tenant.share for tenant in self.tenants):
             yield ("tenants",), "at least one needs a share above 0"
         if not any(phase.measured for phase in self.phases):
             yield ("phases",), "at least one must be measured"
-        for location, adapters in (
-            (("adapters",), self.adapters),
-            *((("tenants", number, "adapters"), tenant.adapters) for number, tenant in enumerate(self.tenants)),
-        ):
+        own: list[tuple[Location, object]] = [
+            (("tenants", i, "adapters"), t.adapters) for i, t in enumerate(self.tenants)
+        ]
+        for location, adapters in [(("adapters",), self.adapters), *own]:
             if adapters == []:
                 yield location, "an empty list of adapters; name some, or write `all`"
         if self.canary_share and not self.canaries:
             yield ("canary_share",), "there are no canaries"
         for metric, limit in self.goodput.items():
-            try:
-                parse_objective(f"max({metric}) < {limit}")
-            except ObjectiveError as exc:
-                yield ("goodput", metric), str(exc)
+            if metric not in METRICS:
+                yield ("goodput", metric), f"no such metric; there are {', '.join(METRICS)}"
+            elif fault := _fault_of(parse_time_s, limit):
+                yield ("goodput", metric), fault
+        for number, text in enumerate(self.objectives):
+            pattern = parse_objective(text).phases
+            if not any(fnmatchcase(phase.name, pattern) for _, phase in phases if phase.measured):
+                yield ("objectives", number), f"no measured phase is called {pattern}"
         for number, phase in enumerate(self.phases):
-            for location, message in self._phase_faults(phase, set(tenants)):
-                yield ("phases", number, *location), message
+            for place, message in self._phase_faults(phase, set(tenants)):
+                yield ("phases", number, *place), message
 
     def _phase_faults(self, phase: Phase, tenants: set[str]) -> Iterator[tuple[Location, str]]:
         load = self.load_of(phase)
@@ -160,8 +172,10 @@ class Scenario(Part):
             yield ("neighbour", "tenant"), f"no such tenant: {phase.neighbour.tenant}"
         if phase.audit and not self.limits:
             yield ("audit",), "needs `limits` of the scenario to audit against"
-        if isinstance(load, TraceLoad) and (phase.popularity or phase.rotate_s):
-            yield ("popularity",) if phase.popularity else ("rotate_s",), "a trace spreads its sessions by `sessions`"
+        if isinstance(load, TraceLoad | Touch):
+            for field in ("popularity", "rotate_s"):
+                if getattr(phase, field):
+                    yield (field,), f"a {load.kind} load has its own order of adapters"
         if isinstance(load, Closed) and phase.rotate_s:
             yield ("rotate_s",), "needs an open loop: a closed one plans no instants"
         for number, event in enumerate(phase.events):
@@ -183,6 +197,15 @@ class Scenario(Part):
 
     def rotate_s_of(self, phase: Phase) -> float | None:
         return phase.rotate_s or self.rotate_s
+
+
+def _taken(kind: str, names: Sequence[tuple[int, str]]) -> Iterator[tuple[Location, str]]:
+    """names: of each part, its place in the list and its name."""
+    seen: set[str] = set()
+    for number, name in names:
+        if name in seen:
+            yield (kind, number, "name"), f"another one is called {name}"
+        seen.add(name)
 
 
 def load_scenario(path: Path) -> Scenario:
