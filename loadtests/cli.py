@@ -22,7 +22,10 @@ from loadtests.errors import LoadTestError
 from loadtests.live import LiveView
 from loadtests.loads import describe_load
 from loadtests.record import Run
-from loadtests.scenario import load_scenario
+from loadtests.scenario import Scenario, load_scenario
+from loadtests.search import Limits, Probe, at_rate
+from loadtests.search import save as save_search
+from loadtests.search import search as find_rate
 from loadtests.session import RECORDS, REPORT, Plan, measure, plan_only, replot, resolve_keys
 from loadtests.slo import Verdict
 from loadtests.summary import Summary, describe_judgement, format_s, summary_json
@@ -34,6 +37,14 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 T = TypeVar("T")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON document.")]
+ScenarioArgument = Annotated[Path, typer.Argument(metavar="SCENARIO.yaml", help="Such as configs/loadtests/quick.yaml")]
+UrlOption = Annotated[
+    str | None, typer.Option(envvar="LORIKEET_URL", help="Server to measure, instead of the scenario's.")
+]
+KeyOption = Annotated[
+    list[str] | None,
+    typer.Option(help="TENANT=KEY, repeatable; just KEY for a single tenant. Other users see it in the process list."),
+]
 
 
 @app.callback()
@@ -47,18 +58,9 @@ def _loadtest() -> None:
 
 @app.command()
 def run(
-    scenario_file: Annotated[
-        Path, typer.Argument(metavar="SCENARIO.yaml", help="Such as configs/loadtests/quick.yaml")
-    ],
-    url: Annotated[
-        str | None, typer.Option(envvar="LORIKEET_URL", help="Server to measure, instead of the scenario's.")
-    ] = None,
-    key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="TENANT=KEY, repeatable; just KEY for a single tenant. Other users see it in the process list."
-        ),
-    ] = None,
+    scenario_file: ScenarioArgument,
+    url: UrlOption = None,
+    key: KeyOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for records and report.", file_okay=False)] = None,
     as_json: JsonOption = False,
     dry_run: Annotated[
@@ -73,11 +75,7 @@ def run(
     Exit codes: 0 pass, 1 objective missed, 2 usage, 3 undecided, 4 generator unhealthy.
     """
     try:
-        scenario = load_scenario(scenario_file)
-        keys = resolve_keys(scenario, key or [], os.environ)
-        address = url or scenario.target.url
-        if not re.match(r"https?://", address):
-            raise LoadTestError(f"--url {address}: give an address that begins with http:// or https://.")
+        scenario, keys, address = _asked(scenario_file, url, key)
         if dry_run:
             _show_plan(_in_loop(plan_only(scenario, address, keys)), as_json=as_json)
             return
@@ -88,6 +86,54 @@ def run(
         raise _usage(exc) from exc
     _show(measured, summary, folder, as_json=as_json)
     raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def search(
+    scenario_file: ScenarioArgument,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    start: Annotated[float, typer.Option(min=0.001, help="Arrivals per second to begin with.")] = 1.0,
+    lowest: Annotated[float, typer.Option(min=0.001, help="Give up below.")] = 0.1,
+    highest: Annotated[float, typer.Option(min=0.001, help="Stop above.")] = 1000.0,
+    precision: Annotated[float, typer.Option(min=0.001, help="Of the rate, such as 0.1 for ten percent.")] = 0.1,
+    out: Annotated[Path | None, typer.Option(help="Folder for all probes.", file_okay=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the search as one JSON document.")] = False,
+) -> None:
+    """Find the highest arrival rate at which every objective of a scenario holds.
+
+    Each probe runs the scenario's phases with Poisson arrivals at one rate: doubling until an objective is missed, then
+    halving the interval. Every probe's records and report are kept in --out, with search.json beside them.
+
+    Exit codes: 0 found, 1 not even the lowest rate holds, 2 usage, 3 unresolved (and why), 4 generator unhealthy.
+    """
+    try:
+        scenario, keys, address = _asked(scenario_file, url, key)
+        folder = out or default_folder(f"{scenario.name}-search")
+        limits = Limits(start=start, lowest=min(lowest, start), highest=max(highest, start), precision=precision)
+        console = Console(stderr=True, highlight=False)
+
+        async def probe(rate_per_s: float, number: int) -> Summary:
+            view = LiveView(console)
+            place = folder / f"probe-{number:02}"
+            return (await measure(at_rate(scenario, rate_per_s), address, keys, place, view=view))[1]
+
+        def told(done: Probe) -> None:
+            colour = COLOURS[done.verdict]
+            reason = "".join(f" · {escape(text)}" for text in done.reasons[:1])
+            verdict = f"[{colour}]{done.verdict.value:>9}[/{colour}]"
+            console.print(f"{done.rate_per_s:8.3g}/s {verdict}  {done.good_per_s:.3g} good/s{reason}", soft_wrap=True)
+
+        probes, outcome = _in_loop(find_rate(limits, probe, done=told))
+    except LoadTestError as exc:
+        raise _usage(exc) from exc
+    document = save_search(folder, limits, probes, outcome)
+    if as_json:
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        said = "FOUND" if outcome.resolved else "UNRESOLVED"
+        Console(highlight=False).print(f"[bold]{said}[/bold]  {escape(outcome.reason)}\n{folder}", soft_wrap=True)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
@@ -143,6 +189,16 @@ def lorikeet_home() -> Path:
 def default_folder(scenario: str) -> Path:
     home = lorikeet_home()
     return home / "loadtests" / f"{scenario}-{datetime.datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005  for its reader
+
+
+def _asked(scenario_file: Path, url: str | None, key: list[str] | None) -> tuple[Scenario, dict[str, str], str]:
+    """The scenario, each tenant's key, and the server's address. Raises LoadTestError."""
+    scenario = load_scenario(scenario_file)
+    keys = resolve_keys(scenario, key or [], os.environ)
+    address = url or scenario.target.url
+    if not re.match(r"https?://", address):
+        raise LoadTestError(f"--url {address}: give an address that begins with http:// or https://.")
+    return scenario, keys, address
 
 
 def _in_loop(work: Coroutine[Any, Any, T]) -> T:

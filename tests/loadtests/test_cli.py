@@ -111,3 +111,30 @@ def test_an_interrupted_run_writes_what_there_is(threaded_server: FakeServer, tm
     assert result.exit_code == 3, result.output
     assert "UNDECIDED" in result.output
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["interrupted"] is True
+
+
+@pytest.mark.parametrize(
+    ("objective", "exit_code", "verdicts"),
+    [("p95(ttft) < 20 s", 3, ["pass", "pass"]), ("p95(ttft) < 1 ms", 1, ["missed", "missed"])],
+)
+def test_a_search_keeps_every_probe_and_says_how_it_ended(
+    threaded_server: FakeServer, tmp_path: Path, objective: str, exit_code: int, verdicts: list[str]
+) -> None:
+    path = tmp_path / "scenario.yaml"
+    scenario = {
+        "name": "small",
+        "load": {"kind": "constant", "rate_per_s": 1},
+        "phases": [{"name": "steady", "duration_s": 0.5}],
+        "objectives": [objective],
+        "sample_floor": 3,
+        "health": EASY_HEALTH,
+    }
+    path.write_text(yaml.safe_dump(scenario))
+    where = ["--url", threaded_server.url, "--key", SECRET, "--out", str(tmp_path / "out")]
+    limits = ["--start", "30", "--lowest", "15", "--highest", "60"]
+    result = CliRunner().invoke(app, ["search", str(path), *where, *limits, "--json"])
+    assert result.exit_code == exit_code, result.output
+    document = json.loads(result.stdout)
+    assert [probe["verdict"] for probe in document["probes"]] == verdicts
+    assert document == json.loads((tmp_path / "out" / "search.json").read_text())
+    assert (tmp_path / "out" / "probe-02" / "report.html").is_file()
