@@ -3,26 +3,31 @@
 Instants are taken as soon as bytes are handed over and before they are parsed, so parsing costs none of the figures.
 """
 
+import asyncio
+import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 
+from loadtests.answers import Answer, error_of, fault_of
+from loadtests.connection import BrokenConnectionError, Clock, ConnectionPool
 from loadtests.errors import TargetError
 from loadtests.record import Outcome, Record
 from loadtests.schedule import Planned
 from loadtests.sse import EventParser
 
-Clock = Callable[[], float]  # seconds from the beginning of the run
+Message = Mapping[str, str]  # role and content
 
 
-def run_clock() -> Clock:
-    """A clock that starts at 0 now and never jumps."""
-    started_ns = time.monotonic_ns()
-    return lambda: (time.monotonic_ns() - started_ns) / 1e9
+def run_clock(start_ns: int | None = None) -> Clock:
+    """A clock that never jumps and is 0 at start_ns of the monotonic clock, which all processes share; by default now."""
+    start_ns = time.monotonic_ns() if start_ns is None else start_ns
+    return lambda: (time.monotonic_ns() - start_ns) / 1e9
 
 
 class Client:
@@ -31,15 +36,22 @@ class Client:
     def __init__(
         self,
         session: aiohttp.ClientSession,
+        pool: ConnectionPool,
         url: str,
         keys: Mapping[str, str],
         *,
+        timeout_s: float,
         temperature: float = 0.0,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
+        self.marks: set[str] = set()  # of every request of the run: none may turn up in another's answer
         self._session = session
-        self._base = url.rstrip("/").removesuffix("/v1")
+        self._pool = pool
+        self._base = _base(url)
+        self._timeout_s = timeout_s
         self._headers = {tenant: {"Authorization": f"Bearer {key}"} for tenant, key in keys.items()}
+        self._heads = {tenant: _head(self._base, key) for tenant, key in keys.items()}
+        self._head = _head(self._base, None)
         self._fields = {"temperature": temperature, **(extra or {})}
 
     async def models(self, tenant: str) -> list[str]:
@@ -64,40 +76,54 @@ class Client:
                 "OpenAI-compatible server? Then name the adapters in the scenario."
             ) from exc
 
-    async def send(self, planned: Planned, record: Record, clock: Clock) -> None:
-        """Fill in the record; whatever goes wrong is noted there. When cancelled the record stays censored."""
+    async def send(
+        self, planned: Planned, record: Record, clock: Clock, *, messages: Sequence[Message] | None = None
+    ) -> str:
+        """Fill in the record; whatever goes wrong is noted there. When cancelled the record stays censored.
+
+        messages: of a conversation, what was said up to now; by default the prompt alone. Returns what was answered.
+        """
+        reading = _Reading(record, planned.read_pause_s)
+        request = self._encode(planned, messages or [{"role": "user", "content": planned.prompt}])
+        leaves_s = planned.cancel_after_s
+        leaves = leaves_s is not None and leaves_s < self._timeout_s
+        self.marks.add(planned.mark)
+        record.sent_s = clock()
+        try:
+            async with asyncio.timeout(leaves_s if leaves else self._timeout_s) as patience:
+                record.end_s = await self._pool.exchange(request, reading, clock)
+            reading.settle()
+        except (OSError, BrokenConnectionError) as exc:
+            record.end_s = clock()
+            if patience.expired():
+                record.outcome = Outcome.CANCELLED if leaves else Outcome.FAILED
+                record.error = "" if leaves else "timeout"
+            else:
+                record.outcome = Outcome.FAILED
+                record.error = f"connection: {exc if isinstance(exc, BrokenConnectionError) else _name(exc)}"
+        if record.status == 200:
+            record.wrong = fault_of(
+                asked=planned.adapter,
+                served_by=record.served_by,
+                text=reading.answer.all_text,
+                expect=planned.expect if record.outcome is Outcome.OK else "",
+                mark=planned.mark,
+                marks=self.marks,
+            )
+        return reading.answer.text
+
+    def _encode(self, planned: Planned, messages: Sequence[Message]) -> bytes:
         body: dict[str, Any] = {
             "model": planned.adapter,
-            "messages": [{"role": "user", "content": planned.prompt}],
+            "messages": messages,
             "max_tokens": planned.max_tokens,
             "stream": planned.stream,
             **self._fields,
         }
         if planned.stream:
             body["stream_options"] = {"include_usage": True}
-        headers = {"Content-Type": "application/json", **self._headers.get(planned.tenant, {})}
         data = orjson.dumps(body)
-        record.sent_s = clock()
-        try:
-            async with self._session.post(f"{self._base}/v1/chat/completions", data=data, headers=headers) as response:
-                record.headers_s = clock()
-                record.status = response.status
-                _note_headers(record, response.headers)
-                if response.status != 200:
-                    answer = await response.read()
-                    record.end_s = clock()
-                    record.outcome = Outcome.REFUSED if response.status == 429 else Outcome.FAILED
-                    record.error = f"http {response.status}: {_error_of(answer)}"
-                elif planned.stream:
-                    await _read_stream(response.content, record, clock)
-                else:
-                    answer = await response.read()
-                    record.end_s = clock()
-                    _settle(record, _Answer().add(b"", answer))
-        except TimeoutError:
-            _fail(record, clock(), "timeout")
-        except aiohttp.ClientError as exc:
-            _fail(record, clock(), f"connection: {_name(exc)}")
+        return b"%s%d\r\n\r\n%s" % (self._heads.get(planned.tenant, self._head), len(data), data)
 
 
 @asynccontextmanager
@@ -109,104 +135,96 @@ async def open_client(
     temperature: float = 0.0,
     extra: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Client]:
-    connector = aiohttp.TCPConnector(limit=0)  # a limit would queue requests inside the client
+    parts = urlsplit(url)
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    pool = ConnectionPool(parts.hostname or "", parts.port or (443 if tls else 80), tls)
     timeout = aiohttp.ClientTimeout(total=timeout_s)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
-        yield Client(session, url, keys, temperature=temperature, extra=extra)
-
-
-class _Answer:
-    """What the events of an answer said, up to now."""
-
-    def __init__(self) -> None:
-        self.finish_reason: str | None = None
-        self.error: str | None = None
-        self.prompt_tokens: int | None = None
-        self.output_tokens: int | None = None
-        self.has_content = False  # of the last event added
-
-    def add(self, event: bytes, data: bytes) -> "_Answer":
-        self.has_content = False
-        if data == b"[DONE]":
-            return self
+    async with aiohttp.ClientSession(timeout=timeout) as session:
         try:
-            payload = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            self.error = "unreadable: an event is not JSON"
-            return self
-        if not isinstance(payload, dict):
-            self.error = "unreadable: an event is not an object"
-            return self
-        if event == b"error" or payload.get("error"):
-            self.error = f"error event: {_error_of(data)}"
-        try:
-            self._add_choices(payload)
-        except (AttributeError, TypeError):
-            self.error = "unreadable: an event is not shaped like a chat completion"
-        return self
-
-    def _add_choices(self, payload: dict[str, Any]) -> None:
-        for choice in payload.get("choices") or ():
-            part = choice.get("delta") or choice.get("message") or {}
-            self.has_content |= any(part.get(name) for name in CONTENT_FIELDS)
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-        if usage := payload.get("usage"):
-            self.prompt_tokens, self.output_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+            yield Client(session, pool, url, keys, timeout_s=timeout_s, temperature=temperature, extra=extra)
+        finally:
+            await pool.close()
 
 
-# A first chunk with a role and empty content is no token: counting it made TTFT 2 ms where the truth was 126 ms.
-CONTENT_FIELDS = ("content", "reasoning", "reasoning_content", "tool_calls", "refusal")
+class _Reading:
+    """Fills in a record while its answer comes."""
 
+    def __init__(self, record: Record, pause_s: float) -> None:
+        self.answer = Answer()
+        self._record = record
+        self._pause_s = pause_s
+        self._events = EventParser()
+        self._whole: list[bytes] = []  # of an answer that is not streamed
+        self._streams = False
 
-async def _read_stream(content: aiohttp.StreamReader, record: Record, clock: Clock) -> None:
-    parser, answer = EventParser(), _Answer()
-    async for data in content.iter_any():
-        arrived_s = clock()
+    def on_head(self, status: int, headers: Mapping[bytes, bytes], at_s: float) -> None:
+        record = self._record
+        record.headers_s, record.status = at_s, status
+        record.served_by = headers.get(b"x-lorikeet-adapter", b"").decode("latin-1")
+        record.queue_s = _seconds(headers.get(b"x-lorikeet-queue-ms"), 1e3)
+        record.load_s = _seconds(headers.get(b"x-lorikeet-load-ms"), 1e3)
+        record.overhead_s = _seconds(headers.get(b"x-lorikeet-overhead-ms"), 1e3)
+        exact_s = _seconds(headers.get(b"retry-after-ms"), 1e3)
+        record.retry_after_s = _seconds(headers.get(b"retry-after"), 1) if exact_s is None else exact_s
+        self._streams = record.stream and status == 200
+        record.slow = self._streams and self._pause_s > 0
+
+    def on_body(self, data: bytes, at_s: float) -> float:
+        """A slow reader pauses only once it has the first content, so that its TTFT is still the server's."""
+        if not self._streams:
+            self._whole.append(data)
+            return 0.0
         with_content = False
-        for event, payload in parser.feed(data):
-            with_content |= answer.add(event, payload).has_content
+        for event, payload in self._events.feed(data):
+            with_content |= self.answer.add(event, payload)
         if with_content:  # events that came in one read came at one instant
-            record.content_s.append(arrived_s)
-    record.end_s = clock()
-    _settle(record, answer)
+            self._record.content_s.append(at_s)
+        return self._pause_s if self._record.content_s else 0.0
+
+    def settle(self) -> None:
+        """Success is a finish_reason and no error; [DONE] under a 200 says nothing (engines send it when they die)."""
+        record, answer = self._record, self.answer
+        whole = b"".join(self._whole)
+        if record.status != 200:
+            record.outcome = Outcome.REFUSED if record.status == 429 else Outcome.FAILED
+            record.error = f"http {record.status}: {error_of(whole)}"
+            return
+        if not record.stream:
+            answer.add(b"", whole)
+        record.finish_reason = answer.finish_reason
+        record.prompt_tokens, record.output_tokens = answer.prompt_tokens, answer.output_tokens
+        if answer.error or answer.finish_reason is None:
+            record.outcome = Outcome.FAILED
+            record.error = answer.error or "no finish_reason: the answer just ended"
+        else:
+            record.outcome = Outcome.OK
 
 
-def _settle(record: Record, answer: _Answer) -> None:
-    """Success is a finish_reason and no error; [DONE] under a 200 says nothing (engines send it when they die)."""
-    record.finish_reason = answer.finish_reason
-    record.prompt_tokens, record.output_tokens = answer.prompt_tokens, answer.output_tokens
-    if answer.error or answer.finish_reason is None:
-        record.outcome = Outcome.FAILED
-        record.error = answer.error or "no finish_reason: the answer just ended"
-    else:
-        record.outcome = Outcome.OK
+def _base(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
 
 
-def _fail(record: Record, at_s: float, error: str) -> None:
-    record.end_s, record.outcome, record.error = at_s, Outcome.FAILED, error
+def _head(base: str, key: str | None) -> bytes:
+    """Everything of a request before the number of its bytes."""
+    parts = urlsplit(base)
+    lines = [
+        f"POST {parts.path}/v1/chat/completions HTTP/1.1",
+        f"Host: {parts.netloc.rpartition('@')[2]}",
+        *([f"Authorization: Bearer {key}"] if key is not None else []),
+        "Content-Type: application/json",
+        "Accept: */*",
+        "User-Agent: lorikeet-loadtest",
+        "Content-Length: ",
+    ]
+    return "\r\n".join(lines).encode("latin-1")
 
 
-def _note_headers(record: Record, headers: Mapping[str, str]) -> None:
-    record.served_by = headers.get("x-lorikeet-adapter", "")
-    record.queue_s = _seconds(headers.get("x-lorikeet-queue-ms"))
-    record.load_s = _seconds(headers.get("x-lorikeet-load-ms"))
-
-
-def _seconds(milliseconds: str | None) -> float | None:
+def _seconds(value: bytes | None, per_second: float) -> float | None:
+    """None for what is no number, such as the date that Retry-After may also hold."""
     try:
-        return None if milliseconds is None else float(milliseconds) / 1000
+        return None if value is None else float(value) / per_second
     except ValueError:
         return None
-
-
-def _error_of(answer: bytes) -> str:
-    """Code and message of an OpenAI error object, or the beginning of whatever came instead."""
-    try:
-        error = orjson.loads(answer)["error"]
-        text = ": ".join(str(error[name]) for name in ("code", "message") if error.get(name))
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        text = answer.decode("utf-8", "replace").strip()
-    return text[:200]
 
 
 def _name(exc: BaseException) -> str:

@@ -90,7 +90,8 @@ class Record:
     overhead_s: float | None = None  # x-lorikeet-overhead-ms: the gateway's own time
     retry_after_s: float | None = None  # as told with a 429
     visit: str = ""  # first, again, after_eviction: in phases that touch each adapter in turn
-    turn: int = 0  # of a conversation
+    turn: int = 0  # of a conversation, from 1
+    slow: bool = False  # read with pauses of our own: what came after the first content says nothing of the server
     mark: str = ""  # the nonce in its prompt
     wrong: str = ""  # why the answer is another adapter's or another tenant's; empty: no sign of it
 
@@ -108,13 +109,13 @@ class Record:
 
     @property
     def tpot_s(self) -> float | None:
-        if not self.stream or not self.content_s or self.output_tokens is None or self.output_tokens < 2:
+        if self.slow or not self.stream or not self.content_s or self.output_tokens is None or self.output_tokens < 2:
             return None
         return (self.content_s[-1] - self.content_s[0]) / (self.output_tokens - 1)
 
     @property
     def chunk_gaps_s(self) -> list[float]:
-        return [later - earlier for earlier, later in pairwise(self.content_s)]
+        return [] if self.slow else [later - earlier for earlier, later in pairwise(self.content_s)]
 
     @property
     def max_gap_s(self) -> float | None:
@@ -127,15 +128,15 @@ class Record:
 
     @property
     def e2e_s(self) -> float | None:
-        return None if self.last_s is None else self.last_s - self.intended_s
+        return None if self.slow or self.last_s is None else self.last_s - self.intended_s
 
     @property
     def e2e_sent_s(self) -> float | None:
-        return None if self.last_s is None or self.sent_s is None else self.last_s - self.sent_s
+        return None if self.slow or self.last_s is None or self.sent_s is None else self.last_s - self.sent_s
 
     @property
     def close_s(self) -> float | None:
-        return None if self.end_s is None or self.last_s is None else self.end_s - self.last_s
+        return None if self.slow or self.end_s is None or self.last_s is None else self.end_s - self.last_s
 
 
 def _one(value: float | None) -> list[float]:

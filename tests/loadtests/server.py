@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import orjson
 from aiohttp import web
@@ -32,9 +32,11 @@ class FakeServer:
         self.models = ["base", "support"]
         self.script: Script = lambda _: GOOD
         self.status = 200
+        self.headers: dict[str, str] = {}  # of every answer, over those it has anyway
         self.key: str | None = None
         self.requests: list[tuple[dict[str, object], str]] = []  # body, authorization
         self.frozen_s: tuple[float, float] | None = None  # after the first request: when, how long
+        self.left: Callable[[], None] = lambda: None  # called when a client leaves in mid-answer
         self.url = ""
 
     async def _models(self, request: web.Request) -> web.Response:
@@ -49,19 +51,22 @@ class FakeServer:
         self.requests.append((body, request.headers.get("Authorization", "")))
         await self._wait_out_the_freeze()
         if self.status != 200:
-            return web.json_response({"error": {"message": "no", "code": "told_to"}}, status=self.status)
+            error = {"message": "no", "code": "told_to"}
+            return web.json_response({"error": error}, status=self.status, headers=self.headers)
         if not body["stream"]:
             choice = {"message": {"content": "abc"}, "finish_reason": "stop"}
             return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}})
-        headers = {"x-lorikeet-adapter": f"{body['model']}@1", "x-lorikeet-queue-ms": "12.5"}
+        headers = {"x-lorikeet-adapter": f"{body['model']}@1", "x-lorikeet-queue-ms": "12.5"} | self.headers
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        with suppress(ConnectionResetError):  # the client left
+        try:
             for part in self.script(body):
                 if isinstance(part, float):
                     await asyncio.sleep(part)
                 else:
                     await response.write(part)
+        except ConnectionResetError:
+            self.left()
         return response
 
     async def _wait_out_the_freeze(self) -> None:

@@ -1,4 +1,7 @@
 import asyncio
+from collections.abc import Collection
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -9,10 +12,19 @@ from loadtests.schedule import Planned
 from tests.loadtests.server import DONE, GOOD, ROLE, USAGE, FakeServer, event, token
 
 
-async def ask(server: FakeServer, *, stream: bool = True, timeout_s: float = 10, url: str = "") -> Record:
-    planned = Planned("steady-0", "steady", 0.0, "acme", "support", stream, 8, "hello")
+async def ask(
+    server: FakeServer,
+    *,
+    stream: bool = True,
+    timeout_s: float = 10,
+    url: str = "",
+    marks: Collection[str] = (),
+    **fields: Any,
+) -> Record:
+    planned = Planned("steady-0", "steady", 0.0, "acme", "support", stream, 8, "hello", **fields)
     record = Record("steady-0", "steady", "acme", "support", stream, 0.0)
     async with open_client(url or server.url, {"acme": "lk-acme"}, timeout_s=timeout_s) as client:
+        client.marks.update(marks)
         await client.send(planned, record, run_clock())
     return record
 
@@ -21,7 +33,7 @@ async def test_a_whole_stream_is_timed_part_by_part(server: FakeServer) -> None:
     server.script = lambda _: [ROLE, 0.2, token("a"), 0.05, token("b"), 0.1, token("c", "stop"), USAGE, DONE]
     record = await ask(server)
     assert (record.outcome, record.finish_reason, record.output_tokens) == (Outcome.OK, "stop", 3)
-    assert (record.served_by, record.queue_s) == ("support@1", 0.0125)
+    assert (record.served_by, record.queue_s, record.wrong) == ("support@1", 0.0125, "")
     assert len(record.content_s) == 3
     assert record.ttft_s is not None
     assert record.ttft_sent_s is not None
@@ -72,6 +84,82 @@ async def test_a_refusal_is_told_from_a_failure(server: FakeServer) -> None:
     server.status = 503
     failed = await ask(server)
     assert (failed.outcome, failed.error) == (Outcome.FAILED, "http 503: told_to: no")
+
+
+async def test_what_the_gateway_tells_in_headers_is_kept(server: FakeServer) -> None:
+    server.headers = {"x-lorikeet-load-ms": "250", "x-lorikeet-overhead-ms": "1.75"}
+    told = await ask(server)
+    assert (told.load_s, told.overhead_s, told.retry_after_s) == (0.25, 0.00175, None)
+    server.status, server.headers = 429, {"retry-after": "3", "retry-after-ms": "2600"}
+    assert (await ask(server)).retry_after_s == 2.6
+    server.headers = {"retry-after": "3"}
+    assert (await ask(server)).retry_after_s == 3
+    server.headers = {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}
+    assert (await ask(server)).retry_after_s is None
+
+
+async def test_a_planned_cancellation_is_neither_a_failure_nor_an_answer(server: FakeServer) -> None:
+    left = asyncio.Event()
+    server.left = left.set
+    endless: list[bytes | float] = [0.05, token("c")]
+    server.script = lambda _: [ROLE, token("a"), *endless * 100]
+    record = await ask(server, cancel_after_s=0.3)
+    assert (record.outcome, record.error, record.wrong) == (Outcome.CANCELLED, "", "")
+    assert record.sent_s is not None
+    assert record.end_s is not None
+    assert 0.25 < record.end_s - record.sent_s < 2
+    assert record.content_s
+    await asyncio.wait_for(left.wait(), 5)  # the server was told
+
+
+async def test_an_answer_that_comes_before_the_client_would_leave_is_an_answer(server: FakeServer) -> None:
+    assert (await ask(server, cancel_after_s=9)).outcome is Outcome.OK
+    server.script = lambda _: [ROLE, 5.0]
+    assert (await ask(server, cancel_after_s=9, timeout_s=0.1)).error == "timeout"
+
+
+async def test_a_slow_reader_reads_everything_but_tells_only_of_the_first_content(server: FakeServer) -> None:
+    quick: list[bytes | float] = [token("a"), 0.02]
+    server.script = lambda _: [ROLE, 0.1, *quick * 10, token("b", "stop"), USAGE, DONE]
+    record = await ask(server, read_pause_s=0.4)
+    assert (record.outcome, record.finish_reason, record.slow) == (Outcome.OK, "stop", True)
+    assert record.ttft_s is not None
+    assert record.ttft_s < 0.4  # it does not pause before there is something to read
+    assert len(record.content_s) < 5  # of eleven chunks, several at a time
+    assert all(later - earlier > 0.3 for earlier, later in pairwise(record.content_s))
+    assert (record.tpot_s, record.chunk_gaps_s, record.e2e_s, record.close_s) == (None, [], None, None)
+    assert not (await ask(server, read_pause_s=0.4, stream=False)).slow
+
+
+@pytest.mark.parametrize(
+    ("script", "fields", "said"),
+    [
+        ([token("Ein Kak"), token("adu.", "stop"), DONE], {"expect": "Kakadu"}, ""),
+        ([token("A parrot.", "stop"), DONE], {"expect": "Kakadu"}, "the canary's text is missing"),
+        ([token("[0a1b"), token("2c3d] yes", "stop"), DONE], {}, "the mark of another request: 0a1b2c3d"),
+        ([token("[0a1b2c3d] yes", "stop"), DONE], {"mark": "0a1b2c3d"}, ""),
+        ([token("[99999999] yes", "stop"), DONE], {}, ""),
+        (
+            [event(choices=[{"delta": {"reasoning": "0a1b2c3d"}}]), token("yes", "stop")],
+            {},
+            "the mark of another request",
+        ),
+        ([token("[0a1b2c3d] yes")], {"expect": "Kakadu"}, "the mark of another request"),  # though cut off
+    ],
+)
+async def test_an_answer_that_cannot_be_of_this_request_is_wrong(
+    server: FakeServer, script: list[bytes | float], fields: dict[str, Any], said: str
+) -> None:
+    server.script = lambda _: script
+    record = await ask(server, marks=["0a1b2c3d", "44444444"], **fields)
+    assert said in record.wrong
+    assert bool(record.wrong) == bool(said)
+
+
+async def test_an_answer_of_another_adapter_is_wrong(server: FakeServer) -> None:
+    server.headers = {"x-lorikeet-adapter": "legal@3"}
+    record = await ask(server)
+    assert (record.outcome, record.wrong) == (Outcome.OK, "asked for support, answered by legal@3")
 
 
 async def test_no_connection_and_no_answer_in_time_are_failures(server: FakeServer) -> None:
