@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loadtests.popularity import Geometric, HotSet, RoundRobin, Uniform, Weights, Zipf, pick, shares
@@ -50,6 +50,8 @@ def test_weights_are_shared_out_by_name_and_unnamed_adapters_are_never_asked() -
     np.testing.assert_allclose(found, [0.25, 0, 0.75])
 
 
+@example(weights=[0.0, 1.0], draw=0.0)
+@example(weights=[1.0, 0.0], draw=1 - 2**-53)
 @given(
     weights=st.lists(st.sampled_from([0.0, 1e-9, 0.3, 1.0, 7.0]), min_size=1).filter(any),
     draw=st.floats(0, 1, exclude_max=True),

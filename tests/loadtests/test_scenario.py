@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from loadtests.errors import LoadTestError, ScenarioError
 from loadtests.inputs import load_inputs
@@ -180,6 +181,16 @@ def test_a_working_set_becomes_a_phase_per_size_and_a_run_keeps_it_so(tmp_path: 
 def test_a_missing_scenario_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="cannot be read"):
         load_scenario(tmp_path / "none.yaml")
+
+
+def test_an_objective_on_a_phase_that_is_not_measured_is_refused() -> None:
+    phases = [
+        {"name": "warm-up", "duration_s": 1, "measured": False},
+        {"name": "set", "duration_s": 1, "working_set": [2]},
+    ]
+    make_scenario(phases=phases, objectives=["p95(ttft) < 1 s in set-*"])
+    with pytest.raises(ValidationError, match="no measured phase is called warm-up"):
+        make_scenario(phases=phases, objectives=["p95(ttft) < 1 s in warm-up"])
 
 
 def test_files_lie_beside_the_scenario(tmp_path: Path) -> None:

@@ -147,6 +147,29 @@ def test_some_clients_leave_and_some_read_slowly_and_the_rest_ask_what_they_woul
     assert [(p.id, p.adapter, p.prompt) for p in planned] == [(p.id, p.adapter, p.prompt) for p in plain]
 
 
+def test_no_choice_hangs_on_another() -> None:
+    shape = {
+        "streaming_share": 0.5,
+        "cancel": {"share": 0.5, "after_s": 1},
+        "slow_readers": {"share": 0.5, "pause_s": 1},
+        "shared_prefix": {"words": 30, "share": 0.5},
+        "nonce": False,
+    }
+    canaries = [{"adapter": name, "prompt": "?", "expect": "!"} for name in "abcd"]
+    planned = [p for p in plan(phases=LONG, requests=shape, canaries=canaries, canary_share=0.5) if not p.expect]
+    chosen = [
+        (p.stream, p.cancel_after_s is not None, p.read_pause_s > 0, len(p.prompt.split()) > 30, p.adapter in "ab")
+        for p in planned
+    ]
+    np.testing.assert_allclose(np.mean(chosen, axis=0), 0.5, atol=0.06)
+    np.testing.assert_allclose(np.corrcoef(np.array(chosen).T), np.eye(5), atol=0.12)
+
+
+def test_phases_do_not_repeat_each_others_choices() -> None:
+    first, second = plan_schedule(make_workload(phases=[{"name": name, "duration_s": 5} for name in "ab"]))
+    assert [p.adapter for p in first] != [p.adapter for p in second]
+
+
 def test_canaries_take_the_place_of_their_adapters_requests() -> None:
     canaries = [
         {"adapter": "a", "prompt": "rose?", "expect": "red"},
@@ -230,6 +253,14 @@ def test_a_session_of_a_trace_keeps_its_tenant_and_adapter_and_sessions_follow_z
     assert counts["zeta", "z"] / 4000 == pytest.approx(0.25, abs=0.03)
     assert counts["acme", "a"] / counts["acme", "b"] == pytest.approx(2, rel=0.15)
     assert counts["acme", "a"] / counts["acme", "d"] == pytest.approx(4, rel=0.2)
+
+
+def test_a_request_of_a_trace_without_sessions_is_a_session_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "2023-11-16 18:15:46.68,3,4\n" * 1000)
+    load = {"kind": "trace", "path": path, "format": "azure", "sessions": 0.0}
+    counts = Counter(p.adapter for p in plan(load=load))
+    assert [counts[name] / 1000 for name in "abcd"] == pytest.approx([0.25] * 4, abs=0.05)
 
 
 def test_a_neighbour_adds_its_traffic_and_changes_none_of_the_rest() -> None:
