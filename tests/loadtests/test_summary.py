@@ -72,7 +72,8 @@ def test_an_objective_in_a_phase_sees_that_phase_only() -> None:
     ]
 
     def verdicts(objective: str) -> list[tuple[str, Verdict]]:
-        run = replace(make_run(records, phases=phases, objectives=[objective]), windows=windows)
+        planned = [*phases, {"name": "never-reached", "duration_s": 5}]
+        run = replace(make_run(records, phases=planned, objectives=[objective]), windows=windows)
         return [(judgement.group.name, judgement.verdict) for judgement in summarise(run).judgements[:-1]]
 
     assert verdicts("p95(ttft) < 1 s") == [("all", Verdict.MISSED)]
@@ -80,7 +81,7 @@ def test_an_objective_in_a_phase_sees_that_phase_only() -> None:
     assert verdicts("p95(ttft) < 3 s in cold-*") == [("all", Verdict.MISSED)]
     assert verdicts("p95(ttft) < 3 s per phase in cold-*") == [("cold-1", Verdict.PASS), ("cold-2", Verdict.MISSED)]
     assert verdicts("p95(ttft) < 1 s per adapter in steady") == [("a", Verdict.PASS), ("b", Verdict.PASS)]
-    assert verdicts("p95(ttft) < 1 s per adapter in elsewhere") == [("all", Verdict.UNDECIDED)]
+    assert verdicts("p95(ttft) < 1 s per adapter in never-reached") == [("all", Verdict.UNDECIDED)]
 
 
 def test_a_thousand_good_requests_cost_what_the_servers_cost_while_making_them() -> None:
