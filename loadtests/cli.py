@@ -18,10 +18,12 @@ from rich.table import Table
 
 from loadtests.calibration import calibrate as measure_calibration
 from loadtests.calibration import save_calibration
+from loadtests.compare import Comparison, comparison_json
+from loadtests.compare import compare as compare_runs
 from loadtests.errors import LoadTestError
 from loadtests.live import LiveView
 from loadtests.loads import describe_load
-from loadtests.record import Run
+from loadtests.record import Run, read_run
 from loadtests.scenario import Scenario, load_scenario
 from loadtests.search import Limits, Probe, at_rate
 from loadtests.search import save as save_search
@@ -69,8 +71,8 @@ def run(
 ) -> None:
     """Send a scenario's load and judge its objectives.
 
-    Leaves records.jsonl, schedule.jsonl, summary.json and report.html in --out, by default a new folder under
-    LORIKEET_HOME/loadtests. Ctrl-C ends early and writes what there is.
+    Leaves records.jsonl, schedule.jsonl, summary.json, report.html, junit.xml and records.csv in --out, by default a
+    new folder under LORIKEET_HOME/loadtests. Ctrl-C ends early and writes what there is.
 
     Exit codes: 0 pass, 1 objective missed, 2 usage, 3 undecided, 4 generator unhealthy.
     """
@@ -180,6 +182,80 @@ def calibrate(
     else:
         _show_calibration(calibration, path)
     raise typer.Exit(0 if calibration["within_bars"] else 1)
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A", help="Folder of the run to compare with.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Folder of the run in question.")],
+    metric: Annotated[list[str] | None, typer.Option(help="Such as tpot, repeatable; by default ttft and e2e.")] = None,
+    margin: Annotated[str, typer.Option(help="B may be slower by this much.")] = "5%",
+    per_adapter: Annotated[bool, typer.Option("--per-adapter", help="Each adapter too, by itself.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as one JSON document.")] = False,
+) -> None:
+    """Is run B slower than run A? Compares their P95s, with a 95 % interval.
+
+    Runs of one scenario are compared request by request. The smallest effect shown is what this comparison could have
+    seen: a P95 that is worse by less may have gone unnoticed.
+
+    Exit codes: 0 B is not shown to be slower by more than the margin; 1 it is (the lower bound of the ratio B / A is
+    above 1 + margin); 2 usage; 3 undecided (too few samples); 4 one of the runs is void.
+    """
+    try:
+        comparison = compare_runs(
+            read_run(before / RECORDS),
+            read_run(after / RECORDS),
+            metrics=metric or (),
+            margin=_share(margin),
+            per_adapter=per_adapter,
+        )
+    except LoadTestError as exc:
+        raise _usage(exc) from exc
+    if as_json:
+        typer.echo(json.dumps(comparison_json(comparison), indent=2, ensure_ascii=False))
+    else:
+        _show_comparison(comparison)
+    raise typer.Exit(comparison.exit_code)
+
+
+def _share(text: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+    if match is None:
+        raise LoadTestError(f"--margin {text}: give a share such as 5% or 0.05.")
+    return float(match[1]) / (100 if match[2] else 1)
+
+
+def _show_comparison(comparison: Comparison) -> None:
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("P95 of", no_wrap=True, overflow="ellipsis", max_width=32)
+    for column in ("A", "B", "B / A", "95 % interval", "smallest effect", "pairs" if comparison.paired else "n"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in comparison.rows:
+        ratio, effect = row.ratio, row.smallest_effect
+        colour = COLOURS[row.verdict]
+        table.add_row(
+            escape(f"{row.metric} · {row.adapter}" if row.adapter else row.metric),
+            "–" if row.a_s is None else format_s(row.a_s),
+            "–" if row.b_s is None else format_s(row.b_s),
+            "–" if ratio is None else f"[{colour}]{ratio.value:.3f}[/{colour}]",
+            row.note if ratio is None else f"{ratio.low:.3f} to {ratio.high:.3f}",
+            "–" if effect is None else f"+{effect - 1:.1%}",
+            str(row.samples),
+        )
+    console.print(table)
+    how = "request by request" if comparison.paired else f"unpaired: {comparison.unpaired_because}"
+    console.print(f"\nCompared {escape(how)}. Margin {comparison.margin:.3g}.", soft_wrap=True)
+    for note in comparison.notes:
+        console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
+    sentence = {
+        Verdict.PASS: "B is not shown to be slower by more than the margin.",
+        Verdict.MISSED: "B is slower.",
+        Verdict.UNDECIDED: "Too few samples to tell.",
+        Verdict.VOID: "The figures cannot be trusted: a load generator was the bottleneck.",
+    }[comparison.verdict]
+    colour = COLOURS[comparison.verdict]
+    console.print(f"[bold {colour}]{comparison.verdict.value.upper()}[/bold {colour}]  {sentence}", soft_wrap=True)
 
 
 def lorikeet_home() -> Path:

@@ -8,29 +8,35 @@ import platform
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from loadtests.client import Client, open_client
+from loadtests.client import Client, open_for
 from loadtests.errors import LoadTestError, TargetError
-from loadtests.health import assess
+from loadtests.events import play_events
+from loadtests.export import write_csv
+from loadtests.health import assess, cpu_s
 from loadtests.inputs import load_inputs
+from loadtests.junit import junit_xml
 from loadtests.live import LiveView
 from loadtests.loads import Closed
-from loadtests.record import Run, read_run, write_run
+from loadtests.record import Health, Run, read_run, write_run
 from loadtests.report import render_report
 from loadtests.runner import Execution, execute
 from loadtests.scenario import Scenario
 from loadtests.schedule import Planned, Workload, plan_schedule, save_schedule
+from loadtests.scrape import Scraper, scraping_report
+from loadtests.shards import execute_sharded
 from loadtests.slo import parse_objectives
 from loadtests.summary import Summary, summarise, summary_json, tightest_limit_s
 
-SCHEDULER_FACTS = Path("/proc/self/schedstat")  # of the main thread, which runs the event loop
 # On two cores with six busy processes an event loop of ordinary priority was seen to wait 1.6 s for a core.
 PRIORITY_STEPS = 10
 RECORDS, SUMMARY, REPORT, SCHEDULE = "records.jsonl", "summary.json", "report.html", "schedule.jsonl"
+TABLE, JUNIT = "records.csv", "junit.xml"
 
 
 @dataclass(frozen=True)
@@ -83,48 +89,74 @@ async def plan(scenario: Scenario, client: Client) -> Plan:
 
 
 async def plan_only(scenario: Scenario, url: str, keys: Mapping[str, str]) -> Plan:
-    async with open_client(url, keys, timeout_s=scenario.target.timeout_s) as client:
+    async with open_for(scenario, url, keys) as client:
         return await plan(scenario, client)
 
 
 async def measure(
     scenario: Scenario, url: str, keys: Mapping[str, str], out: Path, *, view: LiveView | None = None
 ) -> tuple[Run, Summary]:
-    """Run the scenario and leave records, summary and report in `out`. SIGINT or SIGTERM ends it with what there is."""
-    shape = scenario.requests
-    async with open_client(
-        url, keys, timeout_s=scenario.target.timeout_s, temperature=shape.temperature, extra=shape.extra
-    ) as client:
+    """Run the scenario and leave its files in `out`. SIGINT or SIGTERM ends it with what there is.
+
+    Raises LoadTestError when nothing can be measured.
+    """
+    scrapers = [Scraper(page, os.environ.get(page.key_env) if page.key_env else None) for page in scenario.scrape]
+    async with open_for(scenario, url, keys) as client:
         planned = await plan(scenario, client)
         await asyncio.to_thread(save_schedule, out / SCHEDULE, planned.schedule)
         started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         environment = describe_environment()
-        waited_s = cpu_wait_s()
-        with raised_priority():
-            execution = await _watched(planned, client, view)
-        environment["waited_for_cpu_s"] = round(cpu_wait_s() - waited_s, 3)
-    parts = parse_objectives(scenario.objectives)
+        stop = asyncio.Event()
+        with raised_priority() as priority, _signals(stop.set):
+            events = partial(
+                play_events, phases=scenario.phases, client=client, drain_s=scenario.drain_s, priority=priority
+            )
+            watchers = [scraper.watch for scraper in scrapers] + ([view.show] if view else [])
+            models = planned.workload.models
+            if scenario.shards > 1:
+                execution = await execute_sharded(
+                    scenario, models, url, keys, out / SCHEDULE, stop=stop, jobs=[events], watchers=watchers
+                )
+            else:
+                execution = await execute(
+                    planned.workload, planned.schedule, client, stop=stop, jobs=[events], watchers=watchers
+                )
     run = Run(
         scenario=scenario.model_dump(mode="json"),
         url=url,
         started_at=started_at,
         interrupted=execution.interrupted,
-        models=planned.workload.models,
+        models=models,
         windows=tuple(execution.windows),
-        health=assess(
-            execution.records,
-            execution.pulse,
-            execution.windows,
-            # what an interruption left unsent is not the generator's fault
-            scheduled=None if execution.interrupted else planned.scheduled,
-            limits=scenario.health,
-            tightest_s=tightest_limit_s(parts),
-        ),
-        environment=environment,
+        health=health_of(execution, planned),
+        environment=environment
+        | {
+            "processes": scenario.shards,
+            "client_cpu_s": round(cpu_s(execution.pulses), 3),
+            "waited_for_cpu_s": round(execution.waited_for_cpu_s, 3),
+            "scraping": scraping_report(scrapers),
+        },
         records=tuple(sorted(execution.records, key=lambda record: record.intended_s)),
+        events=tuple(execution.marks),
+        samples=tuple(execution.samples),
     )
     write_run(out / RECORDS, run)
     return run, write_results(out, run)
+
+
+def health_of(execution: Execution, planned: Plan) -> Health:
+    """What ended the run early comes first."""
+    scenario = planned.workload.scenario
+    health = assess(
+        execution.records,
+        execution.pulses,
+        execution.windows,
+        # what an interruption left unsent is not the generator's fault
+        scheduled=None if execution.interrupted else planned.scheduled,
+        limits=scenario.health,
+        tightest_s=tightest_limit_s(parse_objectives(scenario.objectives)),
+    )
+    return replace(health, faults=(*execution.faults, *health.faults))
 
 
 def replot(out: Path) -> tuple[Run, Summary]:
@@ -138,6 +170,8 @@ def write_results(out: Path, run: Run) -> Summary:
     text = json.dumps(summary_json(run, summary), indent=2, ensure_ascii=False)
     (out / SUMMARY).write_text(text + "\n", encoding="utf-8")
     (out / REPORT).write_text(render_report(run, summary), encoding="utf-8")
+    (out / JUNIT).write_bytes(junit_xml(run, summary))
+    write_csv(out / TABLE, run.records)
     return summary
 
 
@@ -153,22 +187,17 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def cpu_wait_s() -> float:
-    """How long this process was ready to run while others had the CPU (Linux; else 0): explains most void runs."""
-    try:
-        return int(SCHEDULER_FACTS.read_text().split()[1]) / 1e9
-    except (OSError, IndexError, ValueError):
-        return 0.0
-
-
 @contextmanager
-def raised_priority() -> Iterator[None]:
-    """Let the generator run first where that is allowed: it needs little, but at once. Elsewhere a no-op."""
+def raised_priority() -> Iterator[int]:
+    """Let the generator run first where that is allowed: it needs little, but at once. Elsewhere a no-op.
+
+    Yields the priority it had before, which is still that for everybody else.
+    """
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, before - PRIORITY_STEPS)
     try:
-        yield
+        yield before
     finally:
         os.setpriority(os.PRIO_PROCESS, 0, before)
 
@@ -178,23 +207,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-async def _watched(planned: Plan, client: Client, view: LiveView | None) -> Execution:
-    stop = asyncio.Event()
-    drawing: list[asyncio.Task[None]] = []
-
-    def started(run: Execution) -> None:
-        if view is not None:
-            drawing.append(asyncio.create_task(view.show(run)))
-
-    with _signals(stop.set):
-        try:
-            return await execute(planned.workload, planned.schedule, client, stop=stop, started=started)
-        finally:
-            for task in drawing:
-                task.cancel()
-            await asyncio.gather(*drawing, return_exceptions=True)
 
 
 @contextmanager

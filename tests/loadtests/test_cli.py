@@ -40,7 +40,7 @@ def test_a_pass_leaves_its_files_and_exits_with_0(threaded_server: FakeServer, t
     assert document["verdict"] == "pass"
     assert {group["name"] for group in document["groups"]} == {"all", "base", "support", "default", "steady"}
     assert document["groups"][0]["metrics_s"]["queue"]["p50"]["value"] == 0.0125
-    names = {"records.jsonl", "schedule.jsonl", "summary.json", "report.html"}
+    names = {"records.jsonl", "schedule.jsonl", "summary.json", "report.html", "junit.xml", "records.csv"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert len((tmp_path / "out" / "records.jsonl").read_text().splitlines()) == 21
 
