@@ -7,7 +7,8 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from loadtests.answers import Answer, error_of, fault_of
 from loadtests.connection import BrokenConnectionError, Clock, ConnectionPool
 from loadtests.errors import TargetError
 from loadtests.record import Outcome, Record
+from loadtests.scenario import Scenario
 from loadtests.schedule import Planned
 from loadtests.sse import EventParser
 
@@ -112,6 +114,24 @@ class Client:
             )
         return reading.answer.text
 
+    async def call(
+        self, method: str, path: str, *, tenant: str, body: Any = None, files: Mapping[str, Path] | None = None
+    ) -> str:
+        """Any other request, as the tenant: with JSON, or with files as multipart. What went wrong, or nothing."""
+        try:
+            with ExitStack() as opened:
+                form = aiohttp.FormData()
+                for field, file in (files or {}).items():
+                    content = opened.enter_context(await asyncio.to_thread(file.open, "rb"))
+                    form.add_field(field, content, filename=file.name)
+                url, headers = f"{self._base}{path}", self._headers.get(tenant)
+                sent = {"data": form} if files else {"json": body}
+                async with self._session.request(method, url, headers=headers, **sent) as response:
+                    answer = await response.read()
+        except (aiohttp.ClientError, OSError) as exc:
+            return f"connection: {_name(exc)}" if isinstance(exc, aiohttp.ClientError) else str(exc)
+        return "" if response.ok else f"http {response.status}: {error_of(answer)}"
+
     def _encode(self, planned: Planned, messages: Sequence[Message]) -> bytes:
         body: dict[str, Any] = {
             "model": planned.adapter,
@@ -144,6 +164,12 @@ async def open_client(
             yield Client(session, pool, url, keys, timeout_s=timeout_s, temperature=temperature, extra=extra)
         finally:
             await pool.close()
+
+
+def open_for(scenario: Scenario, url: str, keys: Mapping[str, str]) -> AbstractAsyncContextManager[Client]:
+    """A client that asks as the scenario says."""
+    shape = scenario.requests
+    return open_client(url, keys, timeout_s=scenario.target.timeout_s, temperature=shape.temperature, extra=shape.extra)
 
 
 class _Reading:

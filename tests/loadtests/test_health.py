@@ -1,6 +1,8 @@
+from collections.abc import Sequence
+
 import pytest
 
-from loadtests.health import BEAT_S, Pulse, assess
+from loadtests.health import BEAT_S, Pulse, assess, cpu_s
 from loadtests.record import Record
 from loadtests.scenario import HealthLimits
 from tests.loadtests.factories import WINDOWS, make_record
@@ -17,13 +19,13 @@ def steady_pulse(*, cpu_share: float = 0.1) -> Pulse:
 
 def faults(
     records: list[Record] = RECORDS,
-    pulse: Pulse | None = None,
+    pulses: Sequence[Pulse] = (),
     *,
     scheduled: int = 100,
     tightest_s: float | None = None,
 ) -> str:
     health = assess(
-        records, pulse or steady_pulse(), WINDOWS, scheduled=scheduled, limits=HealthLimits(), tightest_s=tightest_s
+        records, pulses or [steady_pulse()], WINDOWS, scheduled=scheduled, limits=HealthLimits(), tightest_s=tightest_s
     )
     return "; ".join(health.faults)
 
@@ -45,12 +47,12 @@ def test_the_tightest_objective_narrows_the_lag_allowed() -> None:
 def test_a_stall_of_the_loop_weighs_as_long_as_it_lasted() -> None:
     pulse = steady_pulse()
     pulse.note(5.0, 6.0, 1.0)  # one late beat among 1200, but a second of blindness
-    assert "loop lag P99" in faults(pulse=pulse)
+    assert "loop lag P99" in faults(pulses=[pulse])
     assert max(pulse.lag_s) == pytest.approx(1.0)
 
 
 def test_a_client_that_uses_its_core_up_is_unhealthy() -> None:
-    assert "client used 90% of a core" in faults(pulse=steady_pulse(cpu_share=0.9))
+    assert "client used 90% of a core" in faults(pulses=[steady_pulse(cpu_share=0.9)])
 
 
 def test_load_that_was_not_offered_makes_it_unhealthy() -> None:
@@ -59,3 +61,17 @@ def test_load_that_was_not_offered_makes_it_unhealthy() -> None:
 
 def test_lag_outside_the_measured_phases_does_not_matter() -> None:
     assert faults([*RECORDS, make_record(0, phase="warm-up", sent_s=9.0)]) == ""
+
+
+def test_of_several_processes_the_worst_counts_and_each_has_a_core_of_its_own() -> None:
+    assert faults(pulses=[steady_pulse(cpu_share=0.6)] * 4) == ""
+    assert "client used 90% of a core" in faults(pulses=[steady_pulse(), steady_pulse(cpu_share=0.9), steady_pulse()])
+    stalled = steady_pulse()
+    stalled.note(5.0, 6.0, 1.0)
+    assert "loop lag P99" in faults(pulses=[steady_pulse(), stalled])
+    assert cpu_s([steady_pulse(cpu_share=0.5)] * 2) == pytest.approx(12, rel=0.01)
+
+
+def test_the_further_turns_of_a_conversation_make_up_for_no_scheduled_request() -> None:
+    turns = [make_record(i, id=f"steady-{i}.t2", turn=2) for i in range(100)]
+    assert "sent 100 of 200" in faults([*RECORDS, *turns], scheduled=200)

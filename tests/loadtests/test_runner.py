@@ -24,7 +24,7 @@ async def run(server: FakeServer, *, stop: asyncio.Event | None = None, **fields
         execution = await execute(workload, schedule, client, stop=stop)
     health = assess(
         execution.records,
-        execution.pulse,
+        execution.pulses,
         execution.windows,
         scheduled=len(schedule[-1]) or None,
         limits=scenario.health,
@@ -33,8 +33,8 @@ async def run(server: FakeServer, *, stop: asyncio.Event | None = None, **fields
     return execution, health
 
 
-def p95_ttft(execution: Execution) -> float:
-    return nearest_rank(np.sort([record.ttft_s or 0.0 for record in execution.records]), 95)
+def p75_ttft(execution: Execution) -> float:
+    return nearest_rank(np.sort([record.ttft_s or 0.0 for record in execution.records]), 75)
 
 
 @pytest.mark.slow
@@ -46,8 +46,8 @@ async def test_a_stall_of_the_server_shows_in_an_open_loop_and_hides_in_a_closed
     closed, _ = await run(server, phases=phases, load={"kind": "closed", "concurrency": 1})
     assert all(record.outcome is Outcome.OK for record in opened.records + closed.records)
     assert len(opened.records) == 80
-    assert p95_ttft(opened) > 0.5  # half of all requests met the stall
-    assert p95_ttft(closed) < p95_ttft(opened) / 2  # one request met it, and 30 others did not
+    assert p75_ttft(opened) > 0.3  # half of all requests met the stall
+    assert p75_ttft(closed) < p75_ttft(opened) / 2  # one request met it, and 30 others did not
 
 
 async def test_a_stall_of_the_generator_counts_from_the_intended_start_and_makes_it_unhealthy(

@@ -1,0 +1,71 @@
+"""Chosen series of a page in the Prometheus text format. Pure.
+
+A page may hold thousands of series, so it is searched for the wanted ones instead of parsed as a whole: while it is read
+no request leaves and no answer is noticed.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_SERIES = re.compile(r"(?P<name>[A-Za-z_:][A-Za-z0-9_:]*)(?:\{(?P<labels>.*)\})?", re.DOTALL)
+_LABEL = re.compile(r'\s*(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*"(?P<value>(?:[^"\\]|\\.)*)"\s*(?:,|$)')
+_ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
+
+
+@dataclass(frozen=True)
+class Series:
+    """Every series of a metric whose labels include these."""
+
+    name: str
+    labels: Mapping[str, str]
+
+
+def parse_series(text: str) -> Series:
+    """`name` or `name{label="value", …}`. Raises ValueError."""
+    match = _SERIES.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f'{text}: write name or name{{label="value"}}')
+    return Series(match["name"], _labels(match["labels"] or ""))
+
+
+def read_series(page: str, series: Series) -> float | None:
+    """The sum over the series; None where the page (Prometheus text format) has no number for it."""
+    values = []
+    at = page.find(series.name)
+    while at >= 0:
+        end = page.find("\n", at)
+        line = page[at : end if end >= 0 else len(page)]
+        if at == 0 or page[at - 1] == "\n":
+            value = _value(line, series)
+            if value is not None and not math.isnan(value):
+                values.append(value)
+        at = page.find(series.name, at + len(line))
+    return math.fsum(values) if values else None
+
+
+def _value(line: str, series: Series) -> float | None:
+    rest = line[len(series.name) :]
+    labels: dict[str, str] = {}
+    try:
+        if rest.startswith("{"):
+            inner, _, rest = rest[1:].rpartition("}")
+            labels = _labels(inner)
+        elif not rest[:1].isspace():
+            return None  # a longer name
+        value = float(rest.split()[0])  # a time stamp may follow
+    except (ValueError, IndexError):
+        return None
+    return value if series.labels.items() <= labels.items() else None
+
+
+def _labels(text: str) -> dict[str, str]:
+    labels, at = {}, 0
+    while at < len(text.rstrip()):
+        match = _LABEL.match(text, at)
+        if match is None:
+            raise ValueError(f'{text[at:]}: write label="value"')
+        labels[match["name"]] = re.sub(r"\\.", lambda found: _ESCAPES.get(found[0], found[0]), match["value"])
+        at = match.end()
+    return labels
