@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -30,7 +30,7 @@ from loadtests.search import save as save_search
 from loadtests.search import search as find_rate
 from loadtests.session import RECORDS, REPORT, Plan, measure, plan_only, replot, resolve_keys
 from loadtests.slo import Verdict
-from loadtests.summary import Summary, describe_judgement, format_s, summary_json
+from loadtests.summary import Summary, describe_judgement, describe_wrong, format_s, summary_json
 
 USAGE = 2  # exit code: nothing was measured, because the scenario, the records or the server address are wrong
 COLOURS = {Verdict.PASS: "green", Verdict.MISSED: "red", Verdict.UNDECIDED: "yellow", Verdict.VOID: "magenta"}
@@ -309,12 +309,13 @@ def _show(run: Run, summary: Summary, folder: Path, *, as_json: bool) -> None:
         table.add_row(escape(name), str(group.count), f"{group.success_rate:.1%}", *cells)
     console.print(table)
     console.print()
-    for judgement in summary.judgements:
-        colour = "dim" if summary.verdict is Verdict.VOID else COLOURS[judgement.verdict]
-        console.print(
-            f"[{colour}]{judgement.verdict.value:>9}[/{colour}]  {escape(describe_judgement(judgement))}",
-            soft_wrap=True,
-        )
+    for verdict, text in _findings(summary):
+        colour = "dim" if summary.verdict is Verdict.VOID else COLOURS[verdict]
+        console.print(f"[{colour}]{verdict.value:>9}[/{colour}]  {escape(text)}", soft_wrap=True)
+    for working_set in summary.working_sets:
+        if cliff := working_set.cliff:
+            found = f"{working_set.name}: {cliff.fits} adapters fit, {cliff.size} do not ({cliff.why})"
+            console.print(f"[yellow]    cliff[/yellow]  {escape(found)}", soft_wrap=True)
     for error, count in summary.errors[:5]:
         console.print(f"[red]{count:>7} ×[/red]  {escape(error)}", soft_wrap=True)
     for fault in run.health.faults:
@@ -325,6 +326,15 @@ def _show(run: Run, summary: Summary, folder: Path, *, as_json: bool) -> None:
     console.print(
         f"\n[bold {colour}]{summary.verdict.value.upper()}[/bold {colour}]  {escape(files['report'])}", soft_wrap=True
     )
+
+
+def _findings(summary: Summary) -> Iterator[tuple[Verdict, str]]:
+    if summary.wrong:
+        yield Verdict.MISSED, describe_wrong(summary.wrong)
+    for judgement in summary.judgements:
+        yield judgement.verdict, describe_judgement(judgement)
+    if summary.audit:
+        yield from ((summary.audit.verdict, reason) for reason in summary.audit.reasons)
 
 
 def _show_plan(plan: Plan, *, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,38 +88,6 @@ class Group:
         return self.share_of(Outcome.CENSORED) > CENSORED_SHARE
 
 
-class _Columns:
-    """The records once, as columns: of each metric the values of ok answers, and which record each is of."""
-
-    def __init__(self, records: Sequence[Record], limits: Mapping[str, Limits]) -> None:
-        self.records = records
-        self.good = np.array([is_good(record, limits.get(record.phase, {})) for record in records], dtype=bool)
-        self.judged = np.array([record.outcome is not Outcome.CANCELLED for record in records], dtype=bool)
-        self._metrics: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
-        done = [(i, record) for i, record in enumerate(records) if record.outcome is Outcome.OK]
-        for metric, of in METRICS.items():
-            found = [(i, value) for i, record in done for value in of(record)]
-            owners, values = (np.array(column) for column in zip(*found, strict=True)) if found else (_NOBODY, _NOTHING)
-            self._metrics[metric] = owners, values
-
-    def metrics(self, chosen: NDArray[np.bool_]) -> Iterator[tuple[str, NDArray[np.float64]]]:
-        for metric, (owners, values) in self._metrics.items():
-            yield metric, values[chosen[owners]]
-
-    def labels(self, kind: str) -> NDArray[np.str_]:
-        return np.array([LABELS[kind](record) for record in self.records], dtype=str)
-
-    def fairness(self, kind: str, chosen: NDArray[np.bool_]) -> Fairness | None:
-        names, party = np.unique(self.labels(kind)[chosen & self.judged], return_inverse=True)
-        asked = np.bincount(party, minlength=len(names))
-        got = np.bincount(party, weights=self.good[chosen & self.judged], minlength=len(names))
-        index = jain((got / asked).tolist())
-        return None if index is None else Fairness(index, len(names), int(asked.min()))
-
-
-_NOBODY, _NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0)
-
-
 def _temperature(record: Record) -> str:
     return "" if record.load_s is None else "cold" if record.load_s > 0 else "warm"
 
@@ -130,23 +99,48 @@ LABELS: dict[str, Callable[[Record], str]] = {
     "temperature": _temperature,  # whether the adapter had to be loaded first, as the gateway reports
     "visit": lambda record: record.visit,
 }
+
+
+class Columns:
+    """The records of a run as columns, made once for all of its groups."""
+
+    def __init__(self, records: Sequence[Record], limits: Mapping[str, Limits] | None = None) -> None:
+        """limits: of each phase, what a good answer keeps to."""
+        limits = limits or {}
+        self.records = records
+        self.good = np.array([is_good(record, limits.get(record.phase, {})) for record in records], dtype=bool)
+        self.judged = np.array([record.outcome is not Outcome.CANCELLED for record in records], dtype=bool)
+        self.labels = {kind: np.array([of(record) for record in records], dtype=str) for kind, of in LABELS.items()}
+        done = [i for i, record in enumerate(records) if record.outcome is Outcome.OK]
+        self._metrics: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
+        for metric, of in METRICS.items():
+            figures = [of(records[i]) for i in done]
+            owners = np.repeat(np.array(done, dtype=np.int64), [len(some) for some in figures])
+            self._metrics[metric] = owners, np.fromiter(chain.from_iterable(figures), np.float64, len(owners))
+
+    def metrics(self, chosen: NDArray[np.bool_]) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        """Of each metric, the values of the ok answers among the chosen."""
+        for metric, (owners, values) in self._metrics.items():
+            yield metric, values[chosen[owners]]
+
+    def fairness(self, kind: str, chosen: NDArray[np.bool_]) -> Fairness | None:
+        asking = chosen & self.judged
+        names, party = np.unique(self.labels[kind][asking], return_inverse=True)
+        asked = np.bincount(party, minlength=len(names))
+        got = np.bincount(party, weights=self.good[asking], minlength=len(names))
+        index = jain((got / asked).tolist())
+        return None if index is None else Fairness(index, len(names), int(asked.min()))
+
+
 ORDER = {"temperature": ("warm", "cold"), "visit": ("first", "again", "after_eviction")}
 
 
 def groups(
-    records: Sequence[Record],
-    windows: Sequence[PhaseWindow],
-    *,
-    seed: int,
-    percentiles: Sequence[float] = PERCENTILES,
-    limits: Mapping[str, Limits] | None = None,
+    columns: Columns, windows: Sequence[PhaseWindow], *, seed: int, percentiles: Sequence[float] = PERCENTILES
 ) -> list[Group]:
-    """Overall, each adapter (busiest first), each tenant, each phase, warm and cold, each visit; of measured phases only.
-
-    limits: of each phase, what a good answer keeps to.
-    """
+    """Overall, each adapter (busiest first), each tenant, each phase, warm and cold, each visit; of measured phases only."""
     seconds = {window.name: window.end_s - window.start_s for window in windows if window.measured}
-    columns = _Columns([record for record in records if record.phase in seconds], limits or {})
+    inside = np.isin(columns.labels["phase"], list(seconds))
 
     def group(kind: str, name: str, chosen: NDArray[np.bool_], measured_s: float) -> Group:
         some = [columns.records[i] for i in np.flatnonzero(chosen)]
@@ -178,12 +172,11 @@ def groups(
         )
 
     measured_s = sum(seconds.values())
-    found = [group("overall", "all", np.ones(len(columns.records), dtype=bool), measured_s)]
-    for kind in LABELS:
-        labels = columns.labels(kind)
+    found = [group("overall", "all", inside, measured_s)]
+    for kind, labels in columns.labels.items():
         found += [
-            group(kind, name, labels == name, seconds[name] if kind == "phase" else measured_s)
-            for name in _names(kind, labels, list(seconds))
+            group(kind, name, inside & (labels == name), seconds[name] if kind == "phase" else measured_s)
+            for name in _names(kind, labels[inside], list(seconds))
         ]
     return found
 

@@ -4,7 +4,7 @@ Everything is computed from raw values: never from buckets, never by averaging p
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,9 +62,11 @@ class Distribution:
         return self.percentiles.get(percent)
 
 
-def describe(values: Iterable[float], seed: int, percentiles: Sequence[float] = PERCENTILES) -> Distribution | None:
+def describe(
+    values: Sequence[float] | NDArray[np.float64], seed: int, percentiles: Sequence[float] = PERCENTILES
+) -> Distribution | None:
     """None when there are no values."""
-    ordered = np.sort(np.fromiter(values, np.float64))
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
     if not len(ordered):
         return None
     rng = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from loadtests.audit import SLACK_S, Audit, TenantAudit, audit_limits
-from loadtests.groups import Group, Limits, error_counts, groups
+from loadtests.groups import Columns, Group, Limits, error_counts, groups
 from loadtests.loads import Closed
 from loadtests.record import Record, Run
 from loadtests.scenario import Scenario
@@ -70,13 +70,13 @@ def summarise(run: Run) -> Summary:
     limits = goodput_limits(scenario.goodput, objectives, [window.name for window in measured])
     audited = [phase.name for phase in scenario.phases if phase.audit]
     audit = audit_limits(run.records, audited, scenario.limits, seed=scenario.seed)
+    columns = Columns(run.records, limits)
     views = {
         pattern: groups(
-            run.records,
+            columns,
             [window for window in measured if fnmatchcase(window.name, pattern)],
             seed=scenario.seed,
             percentiles=percentiles_for(objectives),
-            limits=limits,
         )
         for pattern in {EVERY_PHASE, *(objective.phases for objective in objectives)}
     }

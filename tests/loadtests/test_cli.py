@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from loadtests.cli import app
-from tests.loadtests.factories import EASY_HEALTH
+from loadtests.record import PhaseWindow, write_run
+from tests.loadtests.factories import EASY_HEALTH, make_record, make_run
 from tests.loadtests.server import GOOD, ROLE, FakeServer
 
 SECRET = "lk-very-secret"
@@ -138,3 +140,22 @@ def test_a_search_keeps_every_probe_and_says_how_it_ended(
     assert [probe["verdict"] for probe in document["probes"]] == verdicts
     assert document == json.loads((tmp_path / "out" / "search.json").read_text())
     assert (tmp_path / "out" / "probe-02" / "report.html").is_file()
+
+
+def test_a_report_shows_wrong_answers_first_then_leaks_and_the_cliff(tmp_path: Path) -> None:
+    phases = [{"name": "sweep", "duration_s": 1, "working_set": [2, 4], "audit": True}]
+    run = make_run(
+        [make_record(i, phase=f"sweep-{2 + 2 * (i % 2)}", ttft_s=0.1 + i % 2) for i in range(200)]
+        + [make_record(900, phase="sweep-2", wrong="answered by legal@1")],
+        phases=phases,
+        limits={"default": {"requests_per_minute": 60, "burst": 5}},
+    )
+    write_run(
+        tmp_path / "records.jsonl",
+        replace(run, windows=(PhaseWindow("sweep-2", True, 0.0, 1.0), PhaseWindow("sweep-4", True, 1.0, 2.0))),
+    )
+    result = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert result.exit_code == 1
+    findings = result.output.split("1 of the answers belonged to somebody else")[1]
+    assert "let through above 60 a minute" in findings
+    assert "sweep: 2 adapters fit, 4 do not (p95)" in findings

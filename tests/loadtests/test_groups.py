@@ -4,13 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtests.groups import Group, groups, is_good, jain
+from loadtests.groups import Columns, Group, groups, is_good, jain
 from loadtests.record import Outcome, PhaseWindow, Record
 from tests.loadtests.factories import WINDOWS, make_record
 
 
 def group_of(records: list[Record], kind: str, name: str, **more: Any) -> Group:
-    return next(one for one in groups(records, WINDOWS, seed=0, **more) if (one.kind, one.name) == (kind, name))
+    return next(
+        one for one in groups(Columns(records, **more), WINDOWS, seed=0) if (one.kind, one.name) == (kind, name)
+    )
 
 
 def test_only_whole_answers_of_measured_phases_count() -> None:
@@ -22,7 +24,7 @@ def test_only_whole_answers_of_measured_phases_count() -> None:
         make_record(5, outcome=Outcome.CENSORED),
         make_record(6, outcome=Outcome.CANCELLED),
     ]
-    overall = groups(records, WINDOWS, seed=0)[0]
+    overall = groups(Columns(records), WINDOWS, seed=0)[0]
     assert overall.metrics["ttft"].max == pytest.approx(0.1)
     assert overall.count == 5
     assert overall.success_rate == 1 / 4  # what we gave up ourselves is nobody's failure
@@ -37,7 +39,7 @@ def test_groups_are_overall_then_adapters_by_traffic_then_all_others() -> None:
         )
         for i, visit in enumerate(["first", "again", "again", "after_eviction", "", "", ""])
     ]
-    assert [(group.kind, group.name, group.count) for group in groups(records, WINDOWS, seed=0)] == [
+    assert [(group.kind, group.name, group.count) for group in groups(Columns(records), WINDOWS, seed=0)] == [
         ("overall", "all", 7),
         ("adapter", "support", 4),
         ("adapter", "legal", 3),
@@ -53,13 +55,20 @@ def test_groups_are_overall_then_adapters_by_traffic_then_all_others() -> None:
 
 
 def test_a_server_that_reports_no_load_time_has_neither_warm_nor_cold_requests() -> None:
-    assert {one.kind for one in groups([make_record(1)], WINDOWS, seed=0)} == {"overall", "adapter", "tenant", "phase"}
+    assert {one.kind for one in groups(Columns([make_record(1)]), WINDOWS, seed=0)} == {
+        "overall",
+        "adapter",
+        "tenant",
+        "phase",
+    }
 
 
 def test_rates_of_a_phase_count_over_its_own_time() -> None:
     windows = (PhaseWindow("short", True, 0.0, 1.0), PhaseWindow("long", True, 1.0, 10.0))
     records = [make_record(1, phase="short")] + [make_record(i, phase="long") for i in range(2, 11)]
-    found = {one.name: one.per_s for one in groups(records, windows, seed=0) if one.kind in ("overall", "phase")}
+    found = {
+        one.name: one.per_s for one in groups(Columns(records), windows, seed=0) if one.kind in ("overall", "phase")
+    }
     assert found == {"all": 1.0, "short": 1.0, "long": 1.0}
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtests.errors import ObjectiveError
-from loadtests.groups import groups
+from loadtests.groups import Columns, groups
 from loadtests.record import METRICS, Outcome
 from loadtests.slo import (
     SCOPES,
@@ -24,7 +24,7 @@ from tests.loadtests.factories import WINDOWS, make_record
 
 def judged(text: str, records: list[object], floor: int = 5) -> list[Judgement]:
     objective = parse_objective(text)
-    found = groups(records, WINDOWS, seed=0, percentiles=percentiles_for([objective]))  # type: ignore[arg-type]
+    found = groups(Columns(records), WINDOWS, seed=0, percentiles=percentiles_for([objective]))  # type: ignore[arg-type]
     return judge(objective, found, sample_floor=floor)
 
 
@@ -145,7 +145,7 @@ def test_goodput_and_fairness_are_judged(text: str, verdict: Verdict) -> None:
     records = [
         make_record(i, ttft_s=9.0 if i % 2 else 0.1, adapter="ab"[i % 2], tenant=f"t{i % 4 // 2}") for i in range(20)
     ]
-    found = groups(records, WINDOWS, seed=0, limits={"steady": {"ttft": 0.4}})
+    found = groups(Columns(records, {"steady": {"ttft": 0.4}}), WINDOWS, seed=0)
     assert [j.verdict for j in judge(parse_objective(text), found, sample_floor=5)] == [verdict]
     assert {j.verdict for j in judge(parse_objective(text), found, sample_floor=21)} == {Verdict.UNDECIDED}
 
