@@ -137,11 +137,12 @@ def _row(
 
 
 def smallest_effect(ratio: Estimate) -> float:
-    """The ratio beyond which the lower bound would have been above 1, had the resamples spread as they did.
+    """The ratio beyond which the lower bound would have been above 1, with resamples that spread as these did.
 
-    They spread by a factor, so that is value / low: a P95 that is worse by less would have gone unseen.
+    They spread by a factor: value / low. Where few slow requests make the spread lopsided, with the value near its lower
+    end, half of the whole spread counts, √(high / low). A P95 that is worse by less would have gone unseen.
     """
-    return max(1.0, ratio.value / ratio.low)
+    return max(ratio.value / ratio.low, math.sqrt(ratio.high / ratio.low))
 
 
 def p95_ratio(

@@ -168,6 +168,8 @@ def test_blocks_hold_five_seconds_of_requests() -> None:
 def test_the_smallest_effect_seen_is_where_the_lower_bound_would_leave_1() -> None:
     assert smallest_effect(Estimate(1.1, 1.0, 1.2)) == pytest.approx(1.1)
     assert smallest_effect(Estimate(0.9, 0.75, 1.0)) == pytest.approx(1.2)
+    assert smallest_effect(Estimate(1.0, 1.0, 1.21)) == pytest.approx(1.1)  # lopsided
+    assert smallest_effect(Estimate(1.0, 1.0, 1.0)) == 1.0
 
 
 def test_the_interval_is_as_wide_as_the_ratio_really_varies() -> None:
