@@ -14,8 +14,9 @@ from types import TracebackType
 
 from loadtests.connection import Clock
 
+_LIBC = ctypes.CDLL(None)
 _CLOCK_MONOTONIC = 1
-_FLAGS = os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)
+_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class _Timer(ctypes.Structure):
@@ -32,18 +33,18 @@ class _Timer(ctypes.Structure):
 class Alarm:
     """Any number of sleepers on one timer."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, exact: bool = hasattr(_LIBC, "timerfd_create")) -> None:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
         self._armed_s = math.inf
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._file = (
-            self._libc.timerfd_create(_CLOCK_MONOTONIC, _FLAGS) if hasattr(self._libc, "timerfd_create") else -1
-        )
+        self._exact = exact
+        self._file = -1
 
     def __enter__(self) -> "Alarm":
+        if self._exact:
+            self._file = _LIBC.timerfd_create(_CLOCK_MONOTONIC, _FLAGS)
         if self._file >= 0:
             self._loop.add_reader(self._file, self._ring)
         return self
@@ -54,6 +55,7 @@ class Alarm:
         if self._file >= 0:
             self._loop.remove_reader(self._file)
             os.close(self._file)
+            self._file = -1
 
     async def sleep_until(self, at_s: float) -> None:
         """Returns at once when that has passed."""
@@ -73,7 +75,7 @@ class Alarm:
             return
         seconds, rest_s = divmod(wait_s, 1)
         timer = _Timer(0, 0, int(seconds), int(rest_s * 1e9))
-        self._libc.timerfd_settime(self._file, 0, ctypes.byref(timer), None)
+        _LIBC.timerfd_settime(self._file, 0, ctypes.byref(timer), None)
 
     def _ring(self) -> None:
         os.read(self._file, 8)

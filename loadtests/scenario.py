@@ -15,6 +15,7 @@ from loadtests.loads import AnyLoad, Closed, Load, Touch, TraceLoad
 from loadtests.parts import Part
 from loadtests.phases import Phase, expand_working_sets
 from loadtests.popularity import AnyPopularity, Popularity, Uniform
+from loadtests.prometheus import parse_series
 from loadtests.record import METRICS
 from loadtests.shapes import RequestShape
 from loadtests.slo import parse_objective, parse_time_s
@@ -54,13 +55,20 @@ class Canary(Part):
     expect: str = Field(min_length=1, description="Text that the answer must contain.")
 
 
+def _named(text: str) -> str:
+    parse_series(text)  # raises ValueError
+    return text
+
+
 class Scrape(Part):
     """A Prometheus page read during the run."""
 
     name: str = Field(min_length=1, description="Such as gateway or engine.")
     url: str = Field(pattern=r"^https?://")
     key_env: str | None = Field(None, description="Environment variable with a key for it.")
-    series: list[str] = Field(min_length=1, description="Metric names to keep.")
+    series: list[Annotated[str, AfterValidator(_named)]] = Field(
+        min_length=1, description='name or name{label="value"}, each summed over the labels it does not name.'
+    )
 
 
 class HealthLimits(Part):

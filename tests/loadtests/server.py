@@ -4,11 +4,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import orjson
 from aiohttp import web
 
-Script = Callable[[dict[str, object]], list[bytes | float]]  # bytes are sent, numbers slept
+Script = Callable[[dict[str, Any]], list[bytes | float]]  # bytes are sent, numbers slept
 
 
 def event(**fields: object) -> bytes:
@@ -34,8 +35,10 @@ class FakeServer:
         self.status = 200
         self.headers: dict[str, str] = {}  # of every answer, over those it has anyway
         self.key: str | None = None
-        self.requests: list[tuple[dict[str, object], str]] = []  # body, authorization
+        self.requests: list[tuple[dict[str, Any], str]] = []  # body, authorization
         self.frozen_s: tuple[float, float] | None = None  # after the first request: when, how long
+        self.page = ""  # of /metrics
+        self.deeds: list[tuple[str, str, str, dict[str, str]]] = []  # method, path, authorization, JSON or form as text
         self.left: Callable[[], None] = lambda: None  # called when a client leaves in mid-answer
         self.url = ""
 
@@ -69,6 +72,21 @@ class FakeServer:
             self.left()
         return response
 
+    async def _metrics(self, request: web.Request) -> web.Response:
+        self.deeds.append(("GET", "/metrics", request.headers.get("Authorization", ""), {}))
+        return web.Response(text=self.page, status=self.status)
+
+    async def _deed(self, request: web.Request) -> web.Response:
+        if request.content_type == "application/json":
+            said = {name: str(value) for name, value in (await request.json()).items()}
+        else:
+            parts = await request.post()
+            files = {name: part for name, part in parts.items() if isinstance(part, web.FileField)}
+            said = {name: f"{part.filename}: {part.file.read().decode()}" for name, part in files.items()}
+        self.deeds.append((request.method, request.path, request.headers.get("Authorization", ""), said))
+        error = {"message": "no", "code": "told_to"}
+        return web.json_response({"error": error} if self.status >= 400 else {}, status=self.status)
+
     async def _wait_out_the_freeze(self) -> None:
         if self.frozen_s:
             now = time.monotonic()
@@ -82,6 +100,8 @@ async def serving(server: FakeServer) -> AsyncIterator[FakeServer]:
     app = web.Application()
     app.router.add_get("/v1/models", server._models)
     app.router.add_post("/v1/chat/completions", server._chat)
+    app.router.add_get("/metrics", server._metrics)
+    app.router.add_route("*", "/v1/adapters/{name:.*}", server._deed)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -91,3 +111,9 @@ async def serving(server: FakeServer) -> AsyncIterator[FakeServer]:
         yield server
     finally:
         await runner.cleanup()
+
+
+async def until(holds: Callable[[], bool], *, within_s: float = 20) -> None:
+    async with asyncio.timeout(within_s):
+        while not holds():  # noqa: ASYNC110  what is waited for knows nothing of events
+            await asyncio.sleep(0.05)

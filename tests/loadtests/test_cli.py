@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from loadtests.cli import app
-from loadtests.record import PhaseWindow, write_run
+from loadtests.record import PhaseWindow, read_run, write_run
 from tests.loadtests.factories import EASY_HEALTH, make_record, make_run
 from tests.loadtests.server import GOOD, ROLE, FakeServer
 
@@ -159,3 +159,29 @@ def test_a_report_shows_wrong_answers_first_then_leaks_and_the_cliff(tmp_path: P
     findings = result.output.split("1 of the answers belonged to somebody else")[1]
     assert "let through above 60 a minute" in findings
     assert "sweep: 2 adapters fit, 4 do not (p95)" in findings
+
+
+def test_what_happened_beside_the_requests_is_in_the_records(threaded_server: FakeServer, tmp_path: Path) -> None:
+    threaded_server.page = 'depth{engine="0"} 1\ndepth{engine="1"} 2\n'
+    event = {"at_s": 0.1, "name": "move", "request": {"path": "/v1/adapters/a", "tenant": "default", "json": {"a": 1}}}
+    pages = [
+        {"name": "engine", "url": f"{threaded_server.url}/metrics", "series": ["depth"]},
+        {"name": "away", "url": "http://127.0.0.1:1", "series": ["depth"]},
+    ]
+    phases = [{"name": "steady", "duration_s": 1, "events": [event]}]
+    result = invoke(threaded_server, tmp_path, phases=phases, scrape=pages, shards=2)
+    assert result.exit_code == 0, result.output
+    run = read_run(tmp_path / "out" / "records.jsonl")
+    assert len(run.records) == 40
+    assert [(mark.name, mark.error) for mark in run.events] == [("move", "")]
+    assert run.samples[0].values == {"engine:depth": 3.0}
+    assert run.environment["processes"] == 2
+    assert run.environment["client_cpu_s"] > 0
+    assert "Connect" in run.environment["scraping"]["away"]
+
+
+def test_a_series_that_cannot_be_named_is_wrong_usage(threaded_server: FakeServer, tmp_path: Path) -> None:
+    pages = [{"name": "engine", "url": "http://127.0.0.1:1", "series": ["depth{engine=0}"]}]
+    result = invoke(threaded_server, tmp_path, scrape=pages)
+    assert result.exit_code == 2
+    assert "scrape[0].series[0]" in result.output

@@ -1,27 +1,37 @@
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadtests.client import open_client
 from loadtests.health import assess
 from loadtests.inputs import load_inputs
 from loadtests.record import Health, Outcome, PhaseWindow
-from loadtests.runner import Execution, cut_windows, execute
+from loadtests.runner import Beside, Execution, Shard, cut_windows, execute
 from loadtests.schedule import Workload, plan_schedule
 from loadtests.stats import nearest_rank
 from tests.loadtests.factories import make_scenario
 from tests.loadtests.server import DONE, GOOD, ROLE, FakeServer, token
 
 
-async def run(server: FakeServer, *, stop: asyncio.Event | None = None, **fields: Any) -> tuple[Execution, Health]:
+async def run(
+    server: FakeServer,
+    *,
+    stop: asyncio.Event | None = None,
+    jobs: Sequence[Beside] = (),
+    watchers: Sequence[Beside] = (),
+    **fields: Any,
+) -> tuple[Execution, Health]:
     scenario = make_scenario(**fields)
     workload = Workload(scenario, {"default": ["support"]}, load_inputs(scenario))
     schedule = plan_schedule(workload)
     async with open_client(server.url, {}, timeout_s=30) as client:
-        execution = await execute(workload, schedule, client, stop=stop)
+        execution = await execute(workload, schedule, client, stop=stop, jobs=jobs, watchers=watchers)
     health = assess(
         execution.records,
         execution.pulses,
@@ -31,6 +41,12 @@ async def run(server: FakeServer, *, stop: asyncio.Event | None = None, **fields
         tightest_s=None,
     )
     return execution, health
+
+
+def max_open(execution: Execution) -> int:
+    starts = [(record.sent_s or 0.0, 1) for record in execution.records]
+    ends = [(record.end_s or 0.0, -1) for record in execution.records]
+    return int(max(np.cumsum([change for _, change in sorted(starts + ends)])))
 
 
 def p75_ttft(execution: Execution) -> float:
@@ -101,11 +117,92 @@ async def test_stopping_leaves_what_there_is(server: FakeServer) -> None:
 
 async def test_a_closed_loop_never_has_more_requests_open_than_callers(server: FakeServer) -> None:
     execution, _ = await run(server, load={"kind": "closed", "concurrency": 3})
-    changes = sorted(
-        [(record.sent_s, 1) for record in execution.records] + [(record.end_s, -1) for record in execution.records]
-    )
-    assert max(np.cumsum([change for _, change in changes])) == 3
+    assert max_open(execution) == 3
     assert len(execution.records) > 6
+
+
+TURNS = {"prompts": {"kind": "builtin"}, "turns": {"count": 3, "think_s": 0.05}}
+
+
+async def test_each_turn_of_a_conversation_carries_what_was_said_and_starts_when_the_user_has_thought(
+    server: FakeServer,
+) -> None:
+    execution, health = await run(
+        server, requests=TURNS, load={"kind": "constant", "rate_per_s": 4}, phases=[{"name": "steady", "duration_s": 2}]
+    )
+    turns = {record.id: record for record in execution.records}
+    assert turns.keys() >= {"steady-0", "steady-0.t2", "steady-0.t3"}
+    assert [turns[f"steady-0{suffix}"].turn for suffix in ("", ".t2", ".t3")] == [1, 2, 3]
+    assert {record.outcome for record in execution.records} == {Outcome.OK}
+    for before, after in (("steady-0", "steady-0.t2"), ("steady-0.t2", "steady-0.t3")):
+        end_s = turns[before].end_s
+        assert end_s is not None
+        assert turns[after].intended_s == pytest.approx(end_s + 0.05)
+        assert turns[after].content_s[0] > turns[before].content_s[-1]
+    longest = max((body["messages"] for body, _ in server.requests), key=len)
+    assert [message["role"] for message in longest] == ["user", "assistant", "user", "assistant", "user"]
+    assert longest[1]["content"] == "abc"
+    assert health.offered == health.scheduled == 8
+
+
+async def test_a_turn_that_fails_ends_its_conversation(server: FakeServer) -> None:
+    server.script = lambda body: GOOD if len(body["messages"]) == 1 else [token("a"), DONE]
+    execution, _ = await run(
+        server, requests=TURNS, load={"kind": "constant", "rate_per_s": 4}, phases=[{"name": "steady", "duration_s": 1}]
+    )
+    assert {record.turn for record in execution.records} == {1, 2}
+    assert {record.outcome for record in execution.records if record.turn == 2} == {Outcome.FAILED}
+
+
+async def test_no_turn_begins_after_its_phase(server: FakeServer) -> None:
+    thoughtful = TURNS | {"turns": {"count": 2, "think_s": 9}}
+    execution, _ = await run(server, requests=thoughtful, phases=[{"name": "steady", "duration_s": 0.2}])
+    assert {record.turn for record in execution.records} == {1}
+
+
+async def test_clients_that_leave_or_read_slowly_are_told_apart(server: FakeServer) -> None:
+    server.script = lambda _: [ROLE, token("a"), 0.5, token("b", "stop"), DONE]
+    leaving = {"cancel": {"share": 0.5, "after_s": 0.2}, "slow_readers": {"share": 0.5, "pause_s": 0.1}}
+    execution, health = await run(server, requests=leaving)
+    outcomes = [record.outcome for record in execution.records]
+    assert set(outcomes) == {Outcome.OK, Outcome.CANCELLED}
+    assert 5 < outcomes.count(Outcome.CANCELLED) < 35
+    assert {record.slow for record in execution.records} == {True, False}
+    assert health.offered == 40
+
+
+async def test_a_run_lasts_until_its_jobs_are_done_and_its_watchers_end_with_it(server: FakeServer) -> None:
+    ended: list[str] = []
+
+    async def job(run: Execution) -> None:
+        await asyncio.sleep(0.8 - run.clock())
+        ended.append("job")
+
+    async def watcher(_: Execution) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("watcher")
+
+    await run(server, jobs=[job], watchers=[watcher], phases=[{"name": "steady", "duration_s": 0.2}])
+    assert ended == ["job", "watcher"]
+
+
+async def test_the_callers_of_a_closed_loop_are_shared_out_and_so_are_their_questions(server: FakeServer) -> None:
+    scenario = make_scenario(load={"kind": "closed", "concurrency": 3}, phases=[{"name": "steady", "duration_s": 0.5}])
+    workload = Workload(scenario, {"default": ["support"]}, load_inputs(scenario))
+    async with open_client(server.url, {}, timeout_s=30) as client:
+        shards = [await execute(workload, [[]], client, shard=Shard(number, 2)) for number in range(2)]
+    assert [max_open(shard) for shard in shards] == [2, 1]
+    numbers = [[int(record.id.split("-")[1]) for record in shard.records] for shard in shards]
+    assert [{number % 2 for number in some} for some in numbers] == [{0}, {1}]
+
+
+@given(callers=st.integers(0, 50), shards=st.integers(1, 12))
+def test_no_caller_is_lost_or_doubled_between_shards(callers: int, shards: int) -> None:
+    shares = [Shard(number, shards).share_of(callers) for number in range(shards)]
+    assert sum(shares) == callers
+    assert max(shares) - min(shares) <= 1
 
 
 def test_an_interrupted_run_keeps_only_the_phases_it_came_to() -> None:
