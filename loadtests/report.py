@@ -1,21 +1,23 @@
 """A run as one HTML file that needs no network: the verdict first, then the picture that explains it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from loadtests import plots
-from loadtests.groups import Group
+from loadtests import figures
+from loadtests.audit import TenantAudit
+from loadtests.groups import Group, Limits
 from loadtests.loads import describe_load
-from loadtests.record import METRICS, Outcome, Record, Run
+from loadtests.plots.canvas import format_instant
+from loadtests.record import Outcome, Run
+from loadtests.recovery import Recovery, recoveries
 from loadtests.slo import Verdict
 from loadtests.stats import Distribution
 from loadtests.summary import Summary, format_figure, format_s, is_open_loop
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-SHOWN_METRICS = ("ttft", "ttft_sent", "tpot", "chunk_gap", "max_gap", "e2e", "e2e_sent", "lag", "queue", "load")
 MEANINGS = {
     "ttft": "intended start to first content",
     "ttft_sent": "the same from the sent instant, as most tools count",
@@ -24,9 +26,11 @@ MEANINGS = {
     "max_gap": "longest stall within each request",
     "e2e": "intended start to last content",
     "e2e_sent": "the same from the sent instant",
-    "lag": "sent later than intended (the generator's own delay)",
     "queue": "waited in the gateway, as it reports",
     "load": "adapter load, as the gateway reports",
+    "overhead": "the gateway's own time, as it reports",
+    "lag": "sent later than intended (the generator's own delay)",
+    "close": "last content to the end of the answer",
 }
 SENTENCES = {
     Verdict.PASS: "Every objective was met.",
@@ -34,7 +38,9 @@ SENTENCES = {
     Verdict.UNDECIDED: "Nothing was missed, but not everything could be decided.",
     Verdict.VOID: "The figures cannot be trusted: the load generator itself was the bottleneck.",
 }
-BAR_ROWS = 24  # adapters shown as bars; the tables hold all of them
+WRONG_SENTENCE = "Answers came from the wrong adapter or reached the wrong tenant: no latency makes up for that."
+REASONS_SHOWN, WRONG_SHOWN, ERRORS_SHOWN = 6, 10, 20
+ROWS_OPEN = 30  # of a table; longer ones are folded
 
 
 def render_report(run: Run, summary: Summary) -> str:
@@ -46,68 +52,78 @@ def render_report(run: Run, summary: Summary) -> str:
 
 
 def _view(run: Run, summary: Summary) -> dict[str, Any]:
-    measured = {window.name for window in run.windows if window.measured}
-    metric = "ttft" if "ttft" in summary.overall.metrics else "e2e"
-    limit_s = _limit_of(summary, metric)
     return {
         "run": run,
         "summary": summary,
         "verdict": summary.verdict.value,
-        "sentence": SENTENCES[summary.verdict],
-        "tiles": _tiles(summary, run),
+        "sentence": _sentence(summary),
+        "reasons_shown": REASONS_SHOWN,
+        "wrong": summary.wrong[:WRONG_SHOWN],
+        "tiles": _tiles(summary),
+        "over_time": figures.over_time(run, summary),
+        "events": [_event_row(recovery, run) for recovery in recoveries(run.events, run.windows, run.records)],
         "judgements": _judgement_rows(summary),
-        "metric": metric,
-        "metric_title": {"ttft": "Time to first token", "e2e": "End-to-end time"}[metric],
-        "bars": _bars(summary, metric, limit_s),
-        "bars_left_out": max(0, len(summary.of_kind("adapter")) - BAR_ROWS),
-        "over_time": _over_time(run, summary, metric, limit_s),
-        "curves": [(m, MEANINGS[m], _curves(run, summary, m, measured)) for m in ("ttft", "e2e") if _has(summary, m)],
-        "legend": list(plots.palette([group.name for group in summary.of_kind("adapter")]).items())[
-            : len(plots.COLOURS)
-        ],
-        "groups": [_group_row(group) for group in summary.groups],
+        "good_means": _good_means(summary),
+        "working_sets": [(figures.working_set_figure(found, summary), found.rows) for found in summary.working_sets],
+        "main_metric": figures.TITLES[figures.main_metric(summary)],
+        "phase_bars": figures.group_bars(summary, "phase"),
+        "adapters": figures.adapter_bars(summary),
+        "temperature_bars": figures.group_bars(summary, "temperature"),
+        "visit_bars": figures.group_bars(summary, "visit"),
+        "load_cost": _load_cost(summary),
+        "curves": figures.curves(run, summary),
+        "tables": _tables(summary),
+        "rows_open": ROWS_OPEN,
+        "audit": [_audit_row(row) for row in summary.audit.tenants] if summary.audit else [],
         "metric_rows": [
-            (name, MEANINGS[name], _cells(summary.overall.metrics[name]))
-            for name in SHOWN_METRICS
+            (name, meaning, _cells(summary.overall.metrics[name]))
+            for name, meaning in MEANINGS.items()
             if name in summary.overall.metrics
         ],
-        "errors": summary.errors,
+        "errors": summary.errors[:ERRORS_SHOWN],
         "health": _health_rows(run, summary),
-        "started": run.started_at.replace("T", " ").replace("+00:00", " UTC"),
+        "calibration": _calibration_rows(run.calibration) if run.calibration else [],
+        "started": _instant(run.started_at),
+        "calibrated": _instant(run.calibration["measured_at"]) if run.calibration else "",
         "load": describe_load(summary.scenario.load),
+        "loads": _loads(summary),
         "open_loop": is_open_loop(summary.scenario),
         "lower_bound": summary.overall.is_lower_bound,
-        "outcomes": [outcome.value for outcome in Outcome],
     }
 
 
-def _has(summary: Summary, metric: str) -> bool:
-    return metric in summary.overall.metrics
+def _instant(iso: str) -> str:
+    return iso.replace("T", " ").replace("+00:00", " UTC")
 
 
-def _limit_of(summary: Summary, metric: str) -> float | None:
-    """The P95 objective on the metric, else any upper limit on it: the line drawn in the plots."""
-    found = [
-        j.objective for j in summary.judgements if j.objective.metric == metric and j.objective.comparison[0] == "<"
-    ]
-    found.sort(key=lambda objective: (objective.percent != 95, objective.limit))
-    return found[0].limit if found else None
+def _sentence(summary: Summary) -> str:
+    if summary.wrong and summary.verdict is Verdict.MISSED:
+        return WRONG_SENTENCE
+    objectives_met = all(judgement.verdict is not Verdict.MISSED for judgement in summary.judgements)
+    if summary.verdict is Verdict.MISSED and objectives_met:
+        return "The objectives hold, but a rate limit was not kept to."
+    return SENTENCES[summary.verdict]
 
 
-def _tiles(summary: Summary, run: Run) -> list[tuple[str, str, str]]:
+def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
+    """Title, figure, note."""
     overall = summary.overall
     tiles = []
-    for metric, title in (
-        ("ttft", "P95 time to first token"),
-        ("e2e", "P95 end to end"),
-        ("tpot", "P95 per output token"),
-    ):
+    for metric, title in (("ttft", "P95 time to first token"), ("e2e", "P95 end to end")):
         if distribution := overall.metrics.get(metric):
             p95 = distribution.percentiles[95.0]
             tiles.append((title, format_s(p95.value), f"95 % interval {format_s(p95.low)} to {format_s(p95.high)}"))
     ok = overall.outcomes.get(Outcome.OK.value, 0)
-    tiles.append(("Success", f"{overall.success_rate:.1%}", f"{ok} of {overall.judged} measured requests"))
-    tiles.append(("Answers", f"{overall.per_s:.3g}/s", f"{overall.output_tokens_per_s:.3g} output tokens/s"))
+    tiles.append(("Success", f"{overall.success_rate:.1%}", f"{ok} of {overall.judged} requests"))
+    tiles.append(("Goodput", f"{overall.good_per_s:.3g}/s", f"{overall.goodput:.1%} of the requests were good"))
+    cost = summary.cost_of(overall)
+    if cost is not None:
+        price = f"at {summary.scenario.price_per_hour:g} an hour"
+        tiles.append(("Cost of 1000 good requests", f"{cost:.3g}", price))
+    if overall.fairness:
+        party = min(overall.fairness, key=lambda name: overall.fairness[name].index)
+        least = overall.fairness[party]
+        tiles.append(("Fairness", f"{least.index:.3f}", f"between {least.parties} {party}s; 1 is even"))
     return tiles
 
 
@@ -134,53 +150,111 @@ def _judgement_rows(summary: Summary) -> list[dict[str, str]]:
     return rows
 
 
-def _bars(summary: Summary, metric: str, limit_s: float | None) -> str:
-    adapters = summary.of_kind("adapter")
-    colours = plots.palette([group.name for group in adapters])
-    return plots.percentile_bars(
-        [
-            plots.Bars(
-                group.name,
-                colours[group.name],
-                [(f"P{p}", e.value, e.low, e.high) for p in (50, 95, 99) if (e := group.metrics[metric].percentile(p))],
-            )
-            for group in adapters[:BAR_ROWS]
-            if metric in group.metrics
-        ],
-        limit_s,
-    )
+def _good_means(summary: Summary) -> list[tuple[str, str]]:
+    """Phases, and what a good answer keeps to in them."""
+    phases: dict[str, list[str]] = {}
+    for phase, limits in summary.limits.items():
+        phases.setdefault(_describe_limits(limits), []).append(phase)
+    if len(phases) == 1:
+        return [("", limits) for limits in phases]
+    return [(", ".join(names), limits) for limits, names in phases.items()]
 
 
-def _over_time(run: Run, summary: Summary, metric: str, limit_s: float | None) -> str:
-    of = METRICS[metric]
-    colours = plots.palette([group.name for group in summary.of_kind("adapter")])
-    by_adapter: dict[str, list[tuple[float, float]]] = {}
-    for record in run.records:
-        if record.outcome is Outcome.OK:
-            by_adapter.setdefault(record.adapter, []).extend((record.intended_s, value) for value in of(record))
-    bad = [r.intended_s for r in run.records if r.outcome in (Outcome.FAILED, Outcome.REFUSED, Outcome.CENSORED)]
-    return plots.latency_over_time(
-        [plots.Series(name, colours.get(name, "#8a8f98"), points) for name, points in sorted(by_adapter.items())],
-        bad,
-        [plots.Band(f"{w.name} (not measured)", w.start_s, w.end_s) for w in run.windows if not w.measured],
-        end_s=max((window.end_s for window in run.windows), default=0.0),
-        limit_s=limit_s,
-    )
+def _describe_limits(limits: Limits) -> str:
+    return ", ".join(f"{metric} ≤ {format_s(limit)}" for metric, limit in limits.items())
 
 
-def _curves(run: Run, summary: Summary, metric: str, measured: set[str]) -> str:
-    names = [group.name for group in summary.of_kind("adapter")][: len(plots.COLOURS)]
-    colours = plots.palette(names)
-    done = [record for record in run.records if record.outcome is Outcome.OK and record.phase in measured]
-    return plots.distribution_curves(
-        [_values(done, metric, name) for name in names],
-        [(name, colours[name]) for name in names],
-        _limit_of(summary, metric),
-    )
+def _event_row(recovery: Recovery, run: Run) -> dict[str, str]:
+    mark = recovery.mark
+    again = "" if recovery.after_s is None else format_s(recovery.after_s)
+    minutes = run.windows[-1].end_s >= 120 if run.windows else False
+    return {
+        "at": format_instant(mark.start_s, minutes=minutes),
+        "phase": recovery.phase,
+        "name": mark.name,
+        "took": format_s(mark.end_s - mark.start_s),
+        "error": mark.error,
+        "failed": str(recovery.failed) if recovery.failed else "none",
+        "again": again or ("not before the end" if recovery.failed else "nothing failed"),
+        "css": "bad" if recovery.failed and not again else "",
+    }
 
 
-def _values(records: Sequence[Record], metric: str, adapter: str) -> list[float]:
-    return [value for record in records if record.adapter == adapter for value in METRICS[metric](record)]
+def _load_cost(summary: Summary) -> str:
+    """What a first visit costs over a second one, in words; empty where no phase touched adapters in turn."""
+    metric = figures.main_metric(summary)
+    medians = {
+        group.name: group.metrics[metric].percentiles[50.0].value
+        for group in summary.of_kind("visit")
+        if metric in group.metrics
+    }
+    again_s = medians.pop("again", None)
+    if again_s is None or not medians:
+        return ""
+    told = {"first": "the first time", "after_eviction": "after eviction"}
+    costs = [f"{format_s(median - again_s)} {told[name]}" for name, median in medians.items()]
+    return f"The median is above that of asking again at once by {' and by '.join(costs)}."
+
+
+def _loads(summary: Summary) -> list[str]:
+    """What each phase with a load of its own gets."""
+    told = [f"{phase.name}: {describe_load(phase.load)}" for phase in summary.scenario.phases if phase.load]
+    return told + [
+        f"{phase.name}: on top, from {phase.neighbour.tenant}, {describe_load(phase.neighbour.load)}"
+        for phase in summary.scenario.phases
+        if phase.neighbour
+    ]
+
+
+def _tables(summary: Summary) -> list[dict[str, Any]]:
+    titles = {
+        "phase": "By phase",
+        "adapter": "By adapter",
+        "tenant": "By tenant",
+        "temperature": "Warm and cold",
+        "visit": "By visit",
+    }
+    tables = []
+    for kind, title in titles.items():
+        groups = summary.of_kind(kind)
+        if len(groups) > 1:
+            groups = [summary.overall, *groups]
+        phases = kind == "phase"
+        cost = ["cost"] if phases and summary.scenario.price_per_hour else []
+        if groups and (phases or len(groups) > 1):
+            rows = [_group_row(group, summary) for group in groups]
+            tables.append({"title": title, "rows": rows, "extra": [*cost, *(_fairness(groups) if phases else [])]})
+    return tables
+
+
+def _fairness(groups: Sequence[Group]) -> list[str]:
+    parties = {party for group in groups for party in group.fairness}
+    return [f"between {party}s" for party in ("tenant", "adapter") if party in parties]
+
+
+def _group_row(group: Group, summary: Summary) -> dict[str, Any]:
+    def cell(metric: str, percent: float) -> str:
+        return format_s(group.metrics[metric].percentiles[percent].value) if metric in group.metrics else "–"
+
+    cost = summary.cost_of(group)
+    return {
+        "name": "all requests" if group.kind == "overall" else figures.NAMES.get(group.name, group.name),
+        "count": group.count,
+        "not_ok": _not_ok(group),
+        "success": f"{group.success_rate:.1%}",
+        "goodput": f"{group.goodput:.1%}",
+        "good_per_s": f"{group.good_per_s:.3g}",
+        "cells": [cell(m, p) for m, p in (("ttft", 50.0), ("ttft", 95.0), ("ttft", 99.0), ("e2e", 50.0), ("e2e", 95.0))]
+        + [cell("tpot", 50.0)],
+        "cost": "–" if cost is None else f"{cost:.3g}",
+        **{f"between {party}s": f"{fairness.index:.3f}" for party, fairness in group.fairness.items()},
+    }
+
+
+def _not_ok(group: Group) -> str:
+    told = [f"{group.wrong} wrong"] if group.wrong else []
+    told += [f"{group.outcomes[o.value]} {name}" for o, name in figures.RUGS.items() if group.outcomes.get(o.value)]
+    return ", ".join(told)
 
 
 def _cells(distribution: Distribution) -> list[str]:
@@ -195,17 +269,16 @@ def _cells(distribution: Distribution) -> list[str]:
     ]
 
 
-def _group_row(group: Group) -> dict[str, Any]:
-    def cell(metric: str, percent: float) -> str:
-        return format_s(group.metrics[metric].percentiles[percent].value) if metric in group.metrics else "–"
-
+def _audit_row(row: TenantAudit) -> dict[str, Any]:
+    limit = "none" if row.limit is None else f"{row.limit.requests_per_minute:g} a minute, burst {row.limit.burst}"
+    p95 = row.refusal.percentiles[95.0].value if row.refusal else None
     return {
-        "kind": group.kind,
-        "name": "all requests" if group.kind == "overall" else group.name,
-        "count": group.count,
-        "success": f"{group.success_rate:.1%}",
-        "cells": [cell(m, p) for m in ("ttft", "e2e") for p in (50.0, 95.0, 99.0)] + [cell("tpot", 50.0)],
-        "outcomes": dict(group.outcomes),
+        "tenant": row.tenant,
+        "limit": limit,
+        "figures": [row.offered, row.admitted, row.allowed, row.refused, row.leaked, row.falsely_refused],
+        "told": f"{row.told} of {row.refused}" if row.refused else "–",
+        "refusal": "–" if p95 is None else format_s(p95),
+        "faults": "; ".join(row.faults),
     }
 
 
@@ -220,4 +293,23 @@ def _health_rows(run: Run, summary: Summary) -> list[tuple[str, str, str]]:
         ("Event loop lag P99", format_s(health.loop_lag_p99_s), f"≤ {limits.loop_lag_p99_ms:g} ms"),
         ("Share of one core", f"{health.cpu_share:.1%}", f"≤ {limits.cpu_share:.0%}"),
         ("Sent in time", f"{health.offered} of {health.scheduled}", f"≥ {limits.offered_share:.0%}"),
+    ]
+
+
+def _calibration_rows(calibration: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each case; calibration.case_json says what it holds."""
+    return [
+        {
+            "name": f"{case['rate_per_s']:g}/s {case['kind']}",
+            "requests": case["requests"],
+            "errors": [
+                (
+                    f"{figure['metric']} P{figure['percent']:g}",
+                    "–" if figure["error"] is None else f"{figure['error']:+.1%}",
+                )
+                for figure in case["figures"]
+            ],
+            "within": case["within_bar"],
+        }
+        for case in calibration["cases"]
     ]
