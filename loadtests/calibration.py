@@ -192,7 +192,7 @@ def compare_with_known(
     """Pure. keys: the server's key of each request."""
     measured = {window.name for window in run.windows if window.measured}
     records = [record for record in run.records if record.phase in measured]
-    starts_s = np.array([record.intended_s for record in records]) + _began_s(run, keys, log)
+    starts_s = np.array([record.intended_s for record in records]) + began_s(run, keys, log)
     offsets_s = draw_offsets_s()[[row_of(keys[record.id]) for record in records]]
     due = due_s(starts_s, offsets_s, log.frozen)
     figures = []
@@ -216,7 +216,7 @@ def compare_with_known(
     )
 
 
-def _began_s(run: Run, keys: Mapping[str, int], log: ServerLog) -> float:
+def began_s(run: Run, keys: Mapping[str, int], log: ServerLog) -> float:
     """When the run's clock began, on the server's: the request that was read soonest tells, to the 0.1 ms it took."""
     pairs = [(log.served.get(keys[record.id]), record.sent_s) for record in run.records]
     delays_s = [served.read_s - sent_s for served, sent_s in pairs if served is not None and sent_s is not None]
