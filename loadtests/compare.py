@@ -101,7 +101,10 @@ def compare(
         margin=margin,
         rows=tuple(rows),
         verdict=verdict_of(
-            [row.verdict for row in rows], healthy=not a.health.faults and not b.health.faults, interrupted=False
+            [row.verdict for row in rows],
+            wrong=any(record.wrong for record in b.records),
+            healthy=not a.health.faults and not b.health.faults,
+            interrupted=False,
         ),
         notes=tuple(_notes(a, b)),
     )

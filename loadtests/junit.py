@@ -15,18 +15,20 @@ _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 
 def junit_xml(run: Run, summary: Summary) -> bytes:
-    """Missed is a failure, undecided is skipped; a void run is an error everywhere. All pass only when the run does."""
+    """Missed is a failure, undecided is skipped; a void run is an error everywhere else than at wrong answers. All pass only when the run does."""
     void = "; ".join(f"The load generator could not keep up: {fault}" for fault in run.health.faults)
     suite = ElementTree.Element("testsuite", name=f"loadtest {summary.scenario.name}")
     results: Counter[str] = Counter()
     for kind, name, judged, text in _cases(run, summary):
-        verdict = Verdict.VOID if void else judged
+        verdict = Verdict.VOID if void and not (kind == "answers" and judged is Verdict.MISSED) else judged
         classname = f"loadtest.{summary.scenario.name}.{kind}"
         case = ElementTree.SubElement(suite, "testcase", classname=classname, name=_clean(name), time="0")
         if verdict is Verdict.PASS:
             ElementTree.SubElement(case, "system-out").text = _clean(text)
         else:
-            result = ElementTree.SubElement(case, RESULTS[verdict], message=_clean(f"{void}. {text}" if void else text))
+            result = ElementTree.SubElement(
+                case, RESULTS[verdict], message=_clean(f"{void}. {text}" if verdict is Verdict.VOID else text)
+            )
             if verdict is not Verdict.UNDECIDED:  # a skipped has no type
                 result.set("type", verdict.value)
             results[RESULTS[verdict]] += 1

@@ -219,8 +219,12 @@ def _exact(value: float) -> Estimate:
     return Estimate(value, value, value)
 
 
-def verdict_of(judgements: Sequence[Verdict], *, healthy: bool, interrupted: bool) -> Verdict:
-    """Void before all: figures of a generator that could not keep up say nothing. Then the worst judgement counts."""
+def verdict_of(judgements: Sequence[Verdict], *, wrong: bool, healthy: bool, interrupted: bool) -> Verdict:
+    """A wrong answer fails the run however it was measured. Else void comes first: figures of a generator that could not
+    keep up say nothing. Then the worst judgement counts.
+    """
+    if wrong:
+        return Verdict.MISSED
     if not healthy:
         return Verdict.VOID
     if Verdict.MISSED in judgements:

@@ -88,13 +88,12 @@ def summarise(run: Run) -> Summary:
     wrong = tuple(record for record in run.records if record.wrong)
     verdicts = [
         *(judgement.verdict for judgement in judgements),
-        *([Verdict.MISSED] if wrong else []),
         *([audit.verdict] if audit else []),
     ]
     names = {window.name for window in measured}
     return Summary(
         scenario=scenario,
-        verdict=verdict_of(verdicts, healthy=not run.health.faults, interrupted=run.interrupted),
+        verdict=verdict_of(verdicts, wrong=bool(wrong), healthy=not run.health.faults, interrupted=run.interrupted),
         reasons=tuple(_reasons(run, judgements, wrong, audit)),
         groups=tuple(views[EVERY_PHASE]),
         judgements=tuple(judgements),

@@ -52,10 +52,10 @@ WRONG = [*GOOD, make_record(50, wrong="answered by legal@1")]
         (make_run([*SLOW, *WRONG], objectives=P95), Verdict.MISSED),
         (make_run([*GOOD, make_record(50, phase="warm-up", wrong="legal")], objectives=P95), Verdict.MISSED),
         (make_run(WRONG, objectives=P95, interrupted=True), Verdict.MISSED),
-        (make_run(WRONG, objectives=P95, health=SICK), Verdict.VOID),
+        (make_run(WRONG, objectives=P95, health=SICK), Verdict.MISSED),
     ],
 )
-def test_one_wrong_answer_is_never_a_pass_and_always_told_first(run: Run, verdict: Verdict) -> None:
+def test_one_wrong_answer_fails_the_run_however_it_was_measured_and_is_told_first(run: Run, verdict: Verdict) -> None:
     summary = summarise(run)
     assert summary.verdict is verdict
     assert "1 of the answers belonged to somebody else" in summary.reasons[0]
