@@ -15,7 +15,10 @@ _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 
 def junit_xml(run: Run, summary: Summary) -> bytes:
-    """Missed is a failure, undecided is skipped; a void run is an error everywhere else than at wrong answers. All pass only when the run does."""
+    """Missed is a failure, undecided is skipped; a void run is an error everywhere but at wrong answers.
+
+    All pass only when the run does.
+    """
     void = "; ".join(f"The load generator could not keep up: {fault}" for fault in run.health.faults)
     suite = ElementTree.Element("testsuite", name=f"loadtest {summary.scenario.name}")
     results: Counter[str] = Counter()
