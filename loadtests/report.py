@@ -12,7 +12,7 @@ from loadtests.groups import Group, Limits
 from loadtests.loads import describe_load
 from loadtests.plots.canvas import format_instant
 from loadtests.record import Outcome, Run
-from loadtests.recovery import Recovery, recoveries
+from loadtests.recovery import STEADY, Recovery, recoveries
 from loadtests.slo import Verdict
 from loadtests.stats import Distribution
 from loadtests.summary import Summary, format_figure, format_s, is_open_loop
@@ -62,7 +62,8 @@ def _view(run: Run, summary: Summary) -> dict[str, Any]:
         "tiles": _tiles(summary),
         "over_time": figures.over_time(run, summary),
         "events": [_event_row(recovery, run) for recovery in recoveries(run.events, run.windows, run.records)],
-        "judgements": _judgement_rows(summary),
+        "steady": STEADY,
+        "judgements": _judgement_rows(run, summary),
         "good_means": _good_means(summary),
         "working_sets": [(figures.working_set_figure(found, summary), found.rows) for found in summary.working_sets],
         "main_metric": figures.TITLES[figures.main_metric(summary)],
@@ -127,8 +128,8 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _judgement_rows(summary: Summary) -> list[dict[str, str]]:
-    void = summary.verdict is Verdict.VOID  # a green badge below a void banner would be read as a pass
+def _judgement_rows(run: Run, summary: Summary) -> list[dict[str, str]]:
+    void = bool(run.health.faults)  # a green badge on figures that cannot be trusted would be read as a pass
     order = [Verdict.MISSED, Verdict.UNDECIDED, Verdict.PASS]
     rows = []
     for judgement in sorted(summary.judgements, key=lambda j: order.index(j.verdict)):

@@ -204,7 +204,7 @@ def _panel(lines: Sequence[Line], x: Axis, top: float) -> str:
             f'<path class="{css} {colour}" d="{_path(one.points, x, y)}"><title>{escape(one.name)}</title></path>'
         )
         parts.append(f'<rect class="dots {colour}" x="{at:.1f}" y="{top + row * KEY + 6:.1f}" width="10" height="10"/>')
-        parts.append(text(at + 14, top + row * KEY + 15, one.name))
+        parts.append(text(at + 14, top + row * KEY + 15, one.name, "key"))
     return "".join(parts)
 
 
