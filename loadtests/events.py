@@ -21,28 +21,26 @@ GRACE_S = 2.0  # between SIGTERM and SIGKILL
 ERROR_CHARACTERS = 200
 
 
-async def play_events(
-    run: Execution, phases: Sequence[Phase], client: Client, *, drain_s: float, priority: int | None = None
-) -> None:
+async def play_events(run: Execution, phases: Sequence[Phase], client: Client, *, drain_s: float) -> None:
     """Every event of every phase, and as often as it says; each leaves its mark in `run`.
 
-    What is not finished drain_s after the last phase is ended. priority: of the commands, by default the run's own.
+    What is not finished drain_s after the last phase is ended.
     """
     with suppress(TimeoutError):
         async with asyncio.timeout(run.windows[-1].end_s + drain_s - run.clock()), asyncio.TaskGroup() as group:
             for phase, window in zip(phases, run.windows, strict=True):
                 for event in phase.events:
-                    group.create_task(_repeat(run, event, window, client, priority))
+                    group.create_task(_repeat(run, event, window, client))
 
 
-async def _repeat(run: Execution, event: Event, window: PhaseWindow, client: Client, priority: int | None) -> None:
+async def _repeat(run: Execution, event: Event, window: PhaseWindow, client: Client) -> None:
     number: int | None = 0
     while number is not None:
         await asyncio.sleep(window.start_s + event.at_s + number * (event.every_s or 0.0) - run.clock())
         start_s = run.clock()
         error = CUT_OFF
         try:
-            error = await _perform(event, client, priority)
+            error = await _perform(event, client)
         finally:
             run.marks.append(Mark(event.name, start_s, run.clock(), error))
         number = next_number(event, window, number, run.clock())
@@ -57,10 +55,10 @@ def next_number(event: Event, window: PhaseWindow, number: int, now_s: float) ->
     return following if first_s + following * event.every_s < window.end_s else None
 
 
-async def _perform(event: Event, client: Client, priority: int | None) -> str:
+async def _perform(event: Event, client: Client) -> str:
     """What went wrong; empty when nothing did."""
     if event.run is not None:
-        return await run_command(event.run, priority)
+        return await run_command(event.run)
     assert event.request is not None  # noqa: S101  it has one or the other
     request = event.request
     return await client.call(
@@ -68,7 +66,7 @@ async def _perform(event: Event, client: Client, priority: int | None) -> str:
     )
 
 
-async def run_command(arguments: Sequence[str], priority: int | None = None) -> str:
+async def run_command(arguments: Sequence[str]) -> str:
     """Exit code and the end of standard error where it failed, else nothing. No shell reads the arguments.
 
     Cancelling this ends the command and what it started in its process group.
@@ -86,9 +84,6 @@ async def run_command(arguments: Sequence[str], priority: int | None = None) -> 
         except OSError as exc:
             return f"{arguments[0]}: {exc.strerror or exc}"
         try:
-            if priority is not None:
-                with suppress(OSError):
-                    os.setpriority(os.PRIO_PROCESS, process.pid, priority)
             code = await process.wait()
         except asyncio.CancelledError:
             await _end(process)

@@ -14,6 +14,7 @@ from loadtests.client import Client, Message, run_clock
 from loadtests.connection import Clock
 from loadtests.health import Pulse, cpu_wait_s
 from loadtests.loads import Closed
+from loadtests.priority import real_time
 from loadtests.record import Mark, Outcome, PhaseWindow, Record, Sample
 from loadtests.schedule import Planned, Workload, windows
 
@@ -70,7 +71,7 @@ async def execute(
     start_ns = time.monotonic_ns() + round(LEAD_S * 1e9) if start_ns is None else start_ns
     pulse, waited_s = Pulse(), cpu_wait_s()
     run = Execution(windows(workload.scenario.phases), run_clock(start_ns), pulses=[pulse])
-    with _quiet_memory():
+    with _quiet_memory(), real_time():
         load = _Generator(workload, schedule, client, run, shard).run()
         await conduct(run, load, stop=stop, jobs=jobs, watchers=[lambda run: pulse.beat(run.clock), *watchers])
     run.waited_for_cpu_s = cpu_wait_s() - waited_s

@@ -7,7 +7,7 @@ import os
 import platform
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -33,8 +33,6 @@ from loadtests.shards import execute_sharded
 from loadtests.slo import parse_objectives
 from loadtests.summary import Summary, summarise, summary_json, tightest_limit_s
 
-# On two cores with six busy processes an event loop of ordinary priority was seen to wait 1.6 s for a core.
-PRIORITY_STEPS = 10
 RECORDS, SUMMARY, REPORT, SCHEDULE = "records.jsonl", "summary.json", "report.html", "schedule.jsonl"
 TABLE, JUNIT = "records.csv", "junit.xml"
 
@@ -107,10 +105,8 @@ async def measure(
         started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         environment = describe_environment()
         stop = asyncio.Event()
-        with raised_priority() as priority, _signals(stop.set):
-            events = partial(
-                play_events, phases=scenario.phases, client=client, drain_s=scenario.drain_s, priority=priority
-            )
+        with _signals(stop.set):
+            events = partial(play_events, phases=scenario.phases, client=client, drain_s=scenario.drain_s)
             watchers = [scraper.watch for scraper in scrapers] + ([view.show] if view else [])
             models = planned.workload.models
             if scenario.shards > 1:
@@ -185,21 +181,6 @@ def describe_environment() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average_before": [round(value, 2) for value in os.getloadavg()],
     }
-
-
-@contextmanager
-def raised_priority() -> Iterator[int]:
-    """Let the generator run first where that is allowed: it needs little, but at once. Elsewhere a no-op.
-
-    Yields the priority it had before, which is still that for everybody else.
-    """
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, before - PRIORITY_STEPS)
-    try:
-        yield before
-    finally:
-        os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 def _version(package: str) -> str | None:

@@ -99,13 +99,6 @@ async def test_a_command_may_leave_something_running() -> None:
     assert time.monotonic() - began_s < 2.5
 
 
-async def test_a_command_runs_at_the_priority_it_is_given() -> None:
-    code = "import os, sys, time; time.sleep(0.5); sys.exit(str(os.getpriority(os.PRIO_PROCESS, 0)))"
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    lower = min(own + 3, 19)
-    assert await run_command(python(code), lower) == f"exit code 1: {lower}"
-
-
 @given(
     at_s=st.floats(0, 5),
     every_s=st.floats(0.01, 3),
