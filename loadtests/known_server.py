@@ -149,10 +149,8 @@ class KnownServer:
         self._epoll.register(stdin, select.EPOLLIN)
         thawed_s: float | None = None
         while True:
-            wait_s = self._seconds_to_wait()
-            if wait_s > 0:
-                # epoll counts in milliseconds, select in microseconds, and an epoll can be selected on
-                select.select([self._epoll], [], [], min(wait_s, 3600.0))
+            self._wait()
+            now_s = time.monotonic()
             for number, _ in self._epoll.poll(0, 4096):
                 if number == stdin:
                     if not os.read(stdin, 4096):
@@ -161,20 +159,21 @@ class KnownServer:
                     self._accept(thawed_s)
                 else:
                     self._read(self._connections[number], thawed_s)
-            thawed_s = None
-            self._write_due()
-            if time.monotonic() >= self._freeze_at_s:
-                thawed_s = self._freeze()
+            self._write_due(now_s)
+            thawed_s = self._freeze(now_s) if now_s >= self._freeze_at_s else None
 
-    def _seconds_to_wait(self) -> float:
+    def _wait(self) -> None:
         next_s = min(self._due[0][0] if self._due else float("inf"), self._freeze_at_s)
-        return next_s - time.monotonic()
+        wait_s = next_s - time.monotonic()
+        if wait_s > 0:
+            # epoll counts in milliseconds, select in microseconds, and an epoll can be selected on
+            select.select([self._epoll], [], [], min(wait_s, 3600.0))
 
-    def _freeze(self) -> float:
-        begin_s = time.monotonic()
+    def _freeze(self, now_s: float) -> float:
+        """What came or fell due after now_s was not seen to, so that is when the freeze begins. Returns its end."""
         time.sleep(self._freeze_s)
         end_s = time.monotonic()
-        self._frozen, self._freeze_at_s = (begin_s, end_s), float("inf")
+        self._frozen, self._freeze_at_s = (now_s, end_s), float("inf")
         return end_s
 
     def _accept(self, thawed_s: float | None) -> None:
@@ -234,9 +233,7 @@ class KnownServer:
             heapq.heappush(self._due, (due_s[0], len(self._requests), request))
             self._requests.append(request)
 
-    def _write_due(self) -> None:
-        """Everything due by now; what falls due meanwhile waits until arrivals were looked at."""
-        now_s = time.monotonic()
+    def _write_due(self, now_s: float) -> None:
         while self._due and self._due[0][0] <= now_s:
             _, number, request = self._due[0]
             chunk = len(request.written_s)

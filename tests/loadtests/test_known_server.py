@@ -85,7 +85,7 @@ async def test_a_freeze_stops_everything_once() -> None:
     assert end_s - begin_s >= 1.0
     instants_s = [s for request in log.served.values() for s in (request.read_s, *request.written_s)]
     assert len(instants_s) == 60 * (CHUNKS + 1)
-    assert not [s for s in instants_s if begin_s < s < end_s]
+    assert not [s for s in instants_s if begin_s + 0.05 < s < end_s]  # what had come by then is still seen to
     assert min(instants_s) < begin_s - 0.2
     offsets_s = draw_offsets_s()
     # what came while it was frozen counts from the thaw, however long it takes to be read
