@@ -35,7 +35,7 @@ class Axis:
     def ticks(self, about: int = 5) -> list[float]:
         if self.log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-            steps = (1, 2, 5) if last - first <= 2 else (1,)
+            steps = (1, 2, 5) if last - first <= 3 else (1,)
             ticks = [m * 10.0**power for power in range(first, last + 1) for m in steps]
             return [tick for tick in ticks if self.low <= tick <= self.high * 1.0001]
         step = _round_step((self.high - self.low) / about)

@@ -80,6 +80,14 @@ def test_distributions_are_drawn_by_phase_and_adapter_and_warm_against_cold() ->
     }
 
 
+def test_an_adapters_distribution_is_that_of_the_phases_shown() -> None:
+    elsewhere = make_record(1, adapter="a", phase="churn", ttft_s=9.0)
+    run = two_phases(elsewhere, objectives=["p95(ttft) < 2 s per adapter in steady"])
+    (figure,) = (figure for figure in figures.curves(run, summarise(run)) if figure.title.endswith("in steady"))
+    paths = [curve.partition("<title>")[0] for curve in figure.svg.split('<path class="curve')[1:]]
+    assert [path.count("H") for path in paths] == [20, 20]
+
+
 def test_a_run_with_nothing_to_compare_still_has_a_distribution() -> None:
     run = make_run([make_record(i) for i in range(20)])
     (figure,) = figures.curves(run, summarise(run))

@@ -163,7 +163,7 @@ def spread(p95: float) -> Distribution:
 
 
 def test_a_bar_beyond_its_objective_is_red_and_one_of_few_values_pale() -> None:
-    drawing = percentile_bars([Bar("slow", spread(2.0), 1.0), Bar("quick", spread(0.5), 1.0, few=True)])
+    drawing = percentile_bars([Bar("slow", spread(2.0), 1.5), Bar("quick", spread(0.5), 1.5, few=True)])
     assert [e.attrib["class"] for e in elements(drawing, "bar")] == ["bar bad", "bar few"]
     wide, narrow = (float(e.attrib["width"]) for e in elements(drawing, "bar"))
     assert wide == pytest.approx(4 * narrow, rel=0.01)

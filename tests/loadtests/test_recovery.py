@@ -33,9 +33,9 @@ KILL = Mark("kill", 110.2, 110.4)
 def test_recovery_lasts_from_the_event_to_the_first_of_five_ok_requests_after_the_last_failure(
     outcome: Outcome,
 ) -> None:
-    found = recovery(failing(111, 112, 115, outcome=outcome))
+    found = recovery(failing(111, 112, 119, outcome=outcome))
     assert (found.mark, found.phase, found.failed) == (KILL, "chaos", 3)
-    assert found.after_s == pytest.approx(116 - 110.2)
+    assert found.after_s == pytest.approx(120 - 110.2)
 
 
 def test_nothing_failed_then_there_is_nothing_to_recover_from() -> None:
