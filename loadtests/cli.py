@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from loadtests.calibration import calibrate as measure_calibration
-from loadtests.calibration import save_calibration
+from loadtests.calibration import latest_calibration, save_calibration
 from loadtests.compare import Comparison, comparison_json
 from loadtests.compare import compare as compare_runs
 from loadtests.errors import LoadTestError
@@ -82,8 +82,8 @@ def run(
             _show_plan(_in_loop(plan_only(scenario, address, keys)), as_json=as_json)
             return
         folder = out or default_folder(scenario.name)
-        view = LiveView(Console(stderr=True))
-        measured, summary = _in_loop(measure(scenario, address, keys, folder, view=view))
+        view, calibration = LiveView(Console(stderr=True)), latest_calibration(lorikeet_home())
+        measured, summary = _in_loop(measure(scenario, address, keys, folder, calibration=calibration, view=view))
     except LoadTestError as exc:
         raise _usage(exc) from exc
     _show(measured, summary, folder, as_json=as_json)
@@ -114,11 +114,12 @@ def search(
         folder = out or default_folder(f"{scenario.name}-search")
         limits = Limits(start=start, lowest=min(lowest, start), highest=max(highest, start), precision=precision)
         console = Console(stderr=True, highlight=False)
+        calibration = latest_calibration(lorikeet_home())
 
         async def probe(rate_per_s: float, number: int) -> Summary:
             view = LiveView(console)
-            place = folder / f"probe-{number:02}"
-            return (await measure(at_rate(scenario, rate_per_s), address, keys, place, view=view))[1]
+            place, asked = folder / f"probe-{number:02}", at_rate(scenario, rate_per_s)
+            return (await measure(asked, address, keys, place, calibration=calibration, view=view))[1]
 
         def told(done: Probe) -> None:
             colour = COLOURS[done.verdict]

@@ -92,11 +92,18 @@ async def plan_only(scenario: Scenario, url: str, keys: Mapping[str, str]) -> Pl
 
 
 async def measure(
-    scenario: Scenario, url: str, keys: Mapping[str, str], out: Path, *, view: LiveView | None = None
+    scenario: Scenario,
+    url: str,
+    keys: Mapping[str, str],
+    out: Path,
+    *,
+    calibration: Mapping[str, Any] | None = None,
+    view: LiveView | None = None,
 ) -> tuple[Run, Summary]:
     """Run the scenario and leave its files in `out`. SIGINT or SIGTERM ends it with what there is.
 
-    Raises LoadTestError when nothing can be measured.
+    calibration: how far figures are off on this machine, kept with the run. Raises LoadTestError when nothing can be
+    measured.
     """
     scrapers = [Scraper(page, os.environ.get(page.key_env) if page.key_env else None) for page in scenario.scrape]
     async with open_for(scenario, url, keys) as client:
@@ -135,6 +142,7 @@ async def measure(
         records=tuple(sorted(execution.records, key=lambda record: record.intended_s)),
         events=tuple(execution.marks),
         samples=tuple(execution.samples),
+        calibration=calibration,
     )
     write_run(out / RECORDS, run)
     return run, write_results(out, run)

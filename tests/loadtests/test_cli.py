@@ -9,6 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from loadtests.calibration import latest_calibration, save_calibration
 from loadtests.cli import app
 from loadtests.record import PhaseWindow, read_run, write_run
 from tests.loadtests.factories import EASY_HEALTH, make_record, make_run
@@ -45,6 +46,18 @@ def test_a_pass_leaves_its_files_and_exits_with_0(threaded_server: FakeServer, t
     names = {"records.jsonl", "schedule.jsonl", "summary.json", "report.html", "junit.xml", "records.csv"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert len((tmp_path / "out" / "records.jsonl").read_text().splitlines()) == 21
+
+
+def test_the_latest_calibration_is_kept_with_a_run(
+    threaded_server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORIKEET_HOME", str(tmp_path))
+    assert invoke(threaded_server, tmp_path).exit_code == 0
+    assert read_run(tmp_path / "out" / "records.jsonl").calibration is None
+    kept = {"format": "lorikeet.loadtest.calibration", "version": 1, "measured_at": "2026-01-01T00:00:00+00:00"}
+    save_calibration(tmp_path, kept | {"worst_error": {"plain": 0.001, "freeze": 0.02}, "cases": []})
+    assert invoke(threaded_server, tmp_path).exit_code == 0
+    assert read_run(tmp_path / "out" / "records.jsonl").calibration == latest_calibration(tmp_path)
 
 
 def test_keys_are_written_nowhere(threaded_server: FakeServer, tmp_path: Path) -> None:
