@@ -9,6 +9,7 @@ from loadtests.audit import SLACK_S, Audit, TenantAudit, audit_limits
 from loadtests.groups import Columns, Group, Limits, error_counts, groups
 from loadtests.loads import Closed
 from loadtests.record import Record, Run
+from loadtests.recovery import recoveries
 from loadtests.scenario import Scenario
 from loadtests.slo import (
     EVERY_PHASE,
@@ -226,7 +227,10 @@ def summary_json(run: Run, summary: Summary) -> dict[str, Any]:
         "models": {tenant: list(names) for tenant, names in run.models.items()},
         "environment": dict(run.environment),
         "calibration": run.calibration,
-        "events": [asdict(mark) for mark in run.events],
+        "events": [
+            asdict(found.mark) | {"phase": found.phase, "failed": found.failed, "ok_again_after_s": found.after_s}
+            for found in recoveries(run.events, run.windows, run.records)
+        ],
         "scenario": dict(run.scenario),
     }
 

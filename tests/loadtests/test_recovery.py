@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import strategies as st
 
 from loadtests.record import Mark, Outcome, PhaseWindow, Record
 from loadtests.recovery import STEADY, Recovery, recoveries
-from tests.loadtests.factories import make_record
+from loadtests.summary import summarise, summary_json
+from tests.loadtests.factories import make_record, make_run
 
 WINDOWS = (PhaseWindow("steady", True, 0.0, 100.0), PhaseWindow("chaos", True, 100.0, 200.0))
 
@@ -75,6 +77,13 @@ def test_a_wrong_answer_is_a_failure_and_a_cancelled_request_neither() -> None:
     found = recovery(records)
     assert found.failed == 1
     assert found.after_s == pytest.approx(114 - 110.2)
+
+
+def test_the_summary_tells_each_event_with_its_recovery() -> None:
+    run = replace(make_run(failing(112)), windows=WINDOWS, events=(KILL,))
+    (told,) = summary_json(run, summarise(run))["events"]
+    assert (told["name"], told["phase"], told["failed"]) == ("kill", "chaos", 1)
+    assert told["ok_again_after_s"] == pytest.approx(113 - 110.2)
 
 
 @given(st.lists(st.booleans(), max_size=60), st.floats(0, 60))
