@@ -12,6 +12,7 @@ queue_depth{engine="0",adapter="b"} 4
 queue_depth{engine="1",adapter="a"} 5.0 1700000000000
 queue_depth_max 99.0
 slots 1e3
+slots2 5
 broken NaN
 huge +Inf"""
 

@@ -40,12 +40,13 @@ async def run(
     folder: Path,
     *,
     stop: asyncio.Event | None = None,
+    jobs: Sequence[Beside] = (),
     watchers: Sequence[Beside] = (),
     **fields: Any,
 ) -> Execution:
     scenario, path, _ = planned(folder, **fields)
     keys = {"default": "lk-acme"}
-    return await execute_sharded(scenario, MODELS, server.url, keys, path, stop=stop, watchers=watchers)
+    return await execute_sharded(scenario, MODELS, server.url, keys, path, stop=stop, jobs=jobs, watchers=watchers)
 
 
 async def test_the_whole_schedule_is_sent_once_on_one_clock(server: FakeServer, tmp_path: Path) -> None:
@@ -71,7 +72,12 @@ async def test_a_process_that_is_killed_ends_the_run_and_what_came_is_kept(serve
         await until(lambda: len(run.records) >= 20)
         os.kill(workers()[0].pid, signal.SIGKILL)
 
-    execution = await run(server, tmp_path, watchers=[kill_one], phases=[{"name": "steady", "duration_s": 60}])
+    async def job(_: Execution) -> None:
+        await asyncio.sleep(120)
+
+    execution = await run(
+        server, tmp_path, jobs=[job], watchers=[kill_one], phases=[{"name": "steady", "duration_s": 60}]
+    )
     assert len(execution.faults) == 1
     assert "of 2 died at" in execution.faults[0]
     assert "SIGKILL" in execution.faults[0]
