@@ -129,7 +129,7 @@ class Client:
                 async with self._session.request(method, url, headers=headers, **sent) as response:
                     answer = await response.read()
         except (aiohttp.ClientError, OSError) as exc:
-            return f"connection: {_name(exc)}" if isinstance(exc, aiohttp.ClientError) else str(exc)
+            return f"{_name(exc)}: {exc}".removesuffix(": ")
         return "" if response.ok else f"http {response.status}: {error_of(answer)}"
 
     def _encode(self, planned: Planned, messages: Sequence[Message]) -> bytes:

@@ -19,10 +19,12 @@ from tests.loadtests.factories import make_scenario
 from tests.loadtests.server import FakeServer
 
 
-async def play(server: FakeServer, *events: dict[str, Any], duration_s: float = 1, drain_s: float = 5) -> list[Mark]:
+async def play(
+    server: FakeServer, *events: dict[str, Any], duration_s: float = 1, drain_s: float = 5, timeout_s: float = 10
+) -> list[Mark]:
     scenario = make_scenario(phases=[{"name": "steady", "duration_s": duration_s, "events": list(events)}])
     run = Execution(windows(scenario.phases))
-    async with open_client(server.url, {"default": "lk-acme"}, timeout_s=10) as client:
+    async with open_client(server.url, {"default": "lk-acme"}, timeout_s=timeout_s) as client:
         await play_events(run, scenario.phases, client, drain_s=drain_s)
     return run.marks
 
@@ -73,6 +75,16 @@ async def test_an_event_that_fails_is_a_mark_with_its_error(server: FakeServer, 
     assert "No such file" in errors["missing"]
     assert errors["exits"] == "exit code 1: told to"
     assert errors["absent"] == "/no/such/program: No such file or directory"
+
+
+async def test_a_server_that_is_gone_or_does_not_answer_is_an_error_too(server: FakeServer) -> None:
+    server.frozen_s = (0.0, 3.0)
+    request = {"path": "/v1/chat/completions", "tenant": "default", "json": {"stream": False}}
+    (late,) = await play(server, {"at_s": 0, "name": "late", "request": request}, timeout_s=0.2)
+    assert late.error == "TimeoutError"
+    server.url = "http://127.0.0.1:1"
+    (gone,) = await play(server, {"at_s": 0, "name": "gone", "request": request})
+    assert gone.error.startswith("ClientConnectorError: Cannot connect")
 
 
 async def test_an_event_comes_again_until_its_phase_is_over(server: FakeServer) -> None:
