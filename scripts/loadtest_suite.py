@@ -1,8 +1,9 @@
 """Lorikeet under its own load tests, on the real engine: python -m scripts.loadtest_suite --out docs/loadtests/suite
 
-An installation of its own under `$LORIKEET_HOME/loadtest-suite`, with two LoRA slots, so that sixteen adapters are eight times
-what fits: two trained to give one fixed answer each (the canaries), fourteen random ones; another tenant has one. Then one run of
-configs/loadtests/suite.yaml: steady, cold, working set, churn, noisy neighbour, chaos. About twenty-five minutes on two cores.
+An installation of its own under `$LORIKEET_HOME/loadtest-suite`, with four LoRA slots and room for eight adapters in the engine,
+so that thirty-two are eight times the slots and four times what is held: two trained to give one fixed answer each (the
+canaries), thirty random ones; another tenant has one. Then one run of configs/loadtests/suite.yaml: steady, cold, working set,
+churn, noisy neighbour, chaos. About twenty-five minutes on two cores.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from scripts.installation import ROOT, Installation
 from tests.factories import make_adapter
 
 PORT = 8087
-SLOTS, ADAPTERS, CHURNED = 2, 16, 6
+ADAPTERS, CHURNED = 32, 5
+PROFILE = {"slots": 4, "host_adapters": 8}
 ANSWERS = {"red": "The rose is red, says red.", "blue": "The sky is blue, says blue."}
 console = Console(width=min(120, shutil.get_terminal_size((110, 40)).columns), highlight=False)
 
@@ -38,7 +40,7 @@ def main() -> None:
     for shared in (home().models, home().datasets):
         shared.mkdir(exist_ok=True)
         (root / shared.name).symlink_to(shared)
-    profile = yaml.safe_load((PROFILES / "cpu.yaml").read_text(encoding="utf-8")) | {"slots": SLOTS}
+    profile = yaml.safe_load((PROFILES / "cpu.yaml").read_text(encoding="utf-8")) | PROFILE
     (root / "suite.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
     own = Installation(root, PORT, console, settings={"LORIKEET_ENGINE": str(root / "suite.yaml")})
     with own.stopped_at_the_end():
