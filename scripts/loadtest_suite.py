@@ -1,7 +1,7 @@
 """Lorikeet under its own load tests, on the real engine: python -m scripts.loadtest_suite --out docs/loadtests/suite
 
-An installation of its own under `$LORIKEET_HOME/loadtest-suite`, with four LoRA slots and room for eight adapters in the engine,
-so that thirty-two are eight times the slots and four times what is held: two trained to give one fixed answer each (the
+An installation of its own under `$LORIKEET_HOME/loadtest-suite` has four LoRA slots and room in the engine for eight adapters,
+so thirty-two are eight times the slots and four times what is held: two trained to give one fixed answer each (the
 canaries), thirty random ones; another tenant has one. Then one run of configs/loadtests/suite.yaml: steady, cold, working set,
 churn, noisy neighbour, chaos. About twenty-five minutes on two cores.
 """
