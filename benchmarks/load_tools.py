@@ -6,6 +6,7 @@ locust       FastHttpUser in a closed loop: as many users as keep the rate up wh
 locust-paced FastHttpUser with constant_throughput(1), one user for each request a second: what its documentation says
 
 locust does not know tokens; the user below times the first and the last content line it reads, and cheaply: it parses no JSON.
+The server, and ours as always, ask for real-time scheduling; on a quiet machine that decides little.
 """
 
 import csv

@@ -81,7 +81,7 @@ def main() -> None:
         (tool, Load(rate, asked.duration_s, frozen))
         for turn in range(asked.rounds)
         for rate, frozen in itertools.product(asked.rates, (False, True))
-        for tool in (tools if turn % 2 else tools[::-1])
+        for tool in (tools[::-1] if turn % 2 else tools)
     ]
     for tool, load in track(turns, description="runs", console=Console(stderr=True)):
         bench.run(tool, load)
