@@ -1,0 +1,160 @@
+"""Is our load generator right about a real engine? The same steady load through it and through `vllm bench serve`, in turns.
+
+    lorikeet up && python -m benchmarks.loadtest_check
+
+Poisson arrivals at one rate to the base model through the gateway, sixteen tokens each, prompts no cache has seen. The other
+tool counts from the sent instant, so ours is compared in the figures that do the same. They agree on a percentile when they
+differ by at most 3 %, or when their 95 % intervals overlap.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.common import lorikeet, percentile, prompt, save, temporary_key
+from benchmarks.load_tools import VLLM_BENCH
+from loadtests.record import Outcome, read_run
+
+TOKENS = 16
+AGREE = 0.03
+FIGURES = ("ttft", "tpot", "e2e")
+Values = dict[str, list[float]]  # figure -> seconds of each request
+
+
+def ours(folder: Path, url: str, model: str, key: str, rate: float, duration_s: float, turn: int) -> Values:
+    prompts = folder / "ours.txt"
+    prompts.write_text("\n".join(prompt(2_000_000 + 10_000 * turn + n) for n in range(round(rate * duration_s * 2))))
+    scenario = {
+        "name": "check",
+        "seed": turn,
+        "target": {"url": url},
+        "adapters": [model],
+        "requests": {
+            "prompts": {"kind": "file", "path": "ours.txt"},
+            "max_tokens": TOKENS,
+            "extra": {"ignore_eos": True},
+        },
+        "load": {"kind": "poisson", "rate_per_s": rate},
+        "phases": [{"name": "steady", "duration_s": duration_s}],
+    }
+    (folder / "check.yaml").write_text(yaml.safe_dump(scenario))
+    command = ["lorikeet", "loadtest", "run", str(folder / "check.yaml"), "--out", str(folder / "out"), "--json"]
+    done = subprocess.run(command, env=os.environ | {"LORIKEET_API_KEY": key}, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode == 2:
+        raise SystemExit("The load test could not run; the reason is above.")
+    answered = [record for record in read_run(folder / "out" / "records.jsonl").records if record.outcome is Outcome.OK]
+    return {
+        "ttft": [record.ttft_sent_s for record in answered if record.ttft_sent_s is not None],
+        "tpot": [record.tpot_s for record in answered if record.tpot_s is not None],
+        "e2e": [record.e2e_sent_s for record in answered if record.e2e_sent_s is not None],
+    }
+
+
+def theirs(folder: Path, url: str, model: str, key: str, rate: float, duration_s: float, turn: int) -> Values:
+    count = round(rate * duration_s)
+    rows = [{"prompt": prompt(3_000_000 + 10_000 * turn + n), "output_tokens": TOKENS} for n in range(count)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = {
+        "backend": "openai-chat",
+        "endpoint": "/v1/chat/completions",
+        "base-url": url,
+        "model": model,
+        "dataset-name": "custom",
+        "dataset-path": str(folder / "prompts.jsonl"),
+        "num-prompts": str(count),
+        "request-rate": str(rate),
+        "seed": str(turn),
+        "extra-body": json.dumps({"ignore_eos": True, "temperature": 0}),
+        "result-dir": str(folder),
+        "result-filename": "result.json",
+    }
+    flags = [
+        "skip-tokenizer-init",
+        "skip-chat-template",
+        "disable-shuffle",
+        "disable-tqdm",
+        "save-result",
+        "save-detailed",
+    ]
+    command = [sys.executable, "-c", VLLM_BENCH]
+    command += [f"--{name}={value}" for name, value in options.items()] + [f"--{flag}" for flag in flags]
+    done = subprocess.run(
+        command, env=os.environ | {"OPENAI_API_KEY": key}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"vllm bench serve ended with exit code {done.returncode}:\n{done.stderr[-2000:]}")
+    found = json.loads((folder / "result.json").read_text())
+    return {
+        "ttft": found["ttfts"],
+        "tpot": [sum(gaps) / (TOKENS - 1) for gaps in found["itls"]],
+        "e2e": [ttft + sum(gaps) for ttft, gaps in zip(found["ttfts"], found["itls"], strict=True)],
+    }
+
+
+def estimate(values: list[float], share: float) -> dict[str, float]:
+    """Nearest rank with its 95 % bootstrap interval."""
+    data, rng = np.array(values), np.random.default_rng(0)
+    draws = [percentile(rng.choice(data, len(data)).tolist(), share) for _ in range(1000)]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return {"value": percentile(values, share), "low": float(low), "high": float(high)}
+
+
+def compare(one: Values, other: Values) -> list[dict[str, Any]]:
+    rows = []
+    for figure in FIGURES:
+        for share in (0.5, 0.95):
+            a, b = estimate(one[figure], share), estimate(other[figure], share)
+            ratio = b["value"] / a["value"]
+            agree = abs(ratio - 1) <= AGREE or (a["low"] <= b["high"] and b["low"] <= a["high"])
+            rows.append({"figure": figure, "share": share, "ours": a, "vllm": b, "ratio": ratio, "agree": agree})
+    return rows
+
+
+def shown(estimated: Mapping[str, float]) -> str:
+    return f"{estimated['value'] * 1e3:.1f} ({estimated['low'] * 1e3:.1f} … {estimated['high'] * 1e3:.1f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=1.0)
+    parser.add_argument("--duration-s", type=float, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    status = lorikeet("status")
+    ways = {"ours": ours, "vllm": theirs}
+    found: dict[str, Values] = {name: {figure: [] for figure in FIGURES} for name in ways}
+    with temporary_key("inference") as key, tempfile.TemporaryDirectory() as folder:
+        for turn in track(range(asked.rounds), description="rounds", console=Console(stderr=True)):
+            for name in list(ways) if turn % 2 else list(ways)[::-1]:
+                place = Path(folder) / f"{name}-{turn}"
+                place.mkdir()
+                values = ways[name](place, status["url"], status["base_model"], key, asked.rate, asked.duration_s, turn)
+                for figure in FIGURES:
+                    found[name][figure] += values[figure]
+    rows = compare(found["ours"], found["vllm"])
+    table = Table("figure", "ours", "vllm bench serve", "ratio", "agree", title="milliseconds, with 95 % intervals")
+    for row in rows:
+        name, agree = f"{row['figure']} P{row['share'] * 100:g}", "yes" if row["agree"] else "NO"
+        table.add_row(name, shown(row["ours"]), shown(row["vllm"]), f"{row['ratio']:.3f}", agree)
+    options = f"--rate {asked.rate:g} --duration-s {asked.duration_s:g} --rounds {asked.rounds}"
+    path = save(
+        "loadtest_check",
+        {"command": f"python -m benchmarks.loadtest_check {options}", "summary": rows, "seconds": found},
+    )
+    Console().print(table, f"Raw figures: {path}")
+
+
+if __name__ == "__main__":
+    main()
