@@ -32,6 +32,7 @@ from loadtests.session import RECORDS, REPORT, Plan, measure, plan_only, replot,
 from loadtests.slo import Verdict
 from loadtests.summary import Summary, describe_judgement, describe_wrong, format_s, summary_json
 
+WIDE = 100  # columns of a terminal that shows P99 as well
 USAGE = 2  # exit code: nothing was measured, because the scenario, the records or the server address are wrong
 COLOURS = {Verdict.PASS: "green", Verdict.MISSED: "red", Verdict.UNDECIDED: "yellow", Verdict.VOID: "magenta"}
 
@@ -296,15 +297,16 @@ def _show(run: Run, summary: Summary, folder: Path, *, as_json: bool) -> None:
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)
     table.add_column("", no_wrap=True, overflow="ellipsis", max_width=24)
-    for column in ("n", "ok", "TTFT P50", "P95", "P99", "E2E P50", "P95", "P99"):
+    percents = (50.0, 95.0, 99.0) if console.width >= WIDE else (50.0, 95.0)
+    figures = [(metric, percent) for metric in ("ttft", "e2e") for percent in percents]
+    for column in ("n", "ok", *(f"{metric.upper()} P{percent:g}" for metric, percent in figures)):
         table.add_column(column, justify="right", no_wrap=True)
     for group in summary.groups:
         if group.kind in ("tenant", "phase") and len(summary.of_kind(group.kind)) == 1:
             continue
         cells = [
             format_s(group.metrics[metric].percentiles[percent].value) if metric in group.metrics else "–"
-            for metric in ("ttft", "e2e")
-            for percent in (50.0, 95.0, 99.0)
+            for metric, percent in figures
         ]
         name = {"overall": "all requests", "adapter": group.name}.get(group.kind, f"{group.kind} {group.name}")
         table.add_row(escape(name), str(group.count), f"{group.success_rate:.1%}", *cells)
