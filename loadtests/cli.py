@@ -108,7 +108,7 @@ def search(
     Each probe runs the scenario's phases with Poisson arrivals at one rate: doubling until an objective is missed, then
     halving the interval. Every probe's records and report are kept in --out, with search.json beside them.
 
-    Exit codes: 0 found, 1 not even the lowest rate holds, 2 usage, 3 unresolved (and why), 4 generator unhealthy.
+    Exit codes: 0 found, 1 not even the lowest rate holds or an answer was wrong, 2 usage, 3 unresolved (and why), 4 generator unhealthy.
     """
     try:
         scenario, keys, address = _asked(scenario_file, url, key)
@@ -117,10 +117,10 @@ def search(
         console = Console(stderr=True, highlight=False)
         calibration = latest_calibration(lorikeet_home())
 
-        async def probe(rate_per_s: float, number: int) -> Summary:
+        async def probe(rate_per_s: float, number: int) -> tuple[Run, Summary]:
             view = LiveView(console)
-            place, asked = folder / f"probe-{number:02}", at_rate(scenario, rate_per_s)
-            return (await measure(asked, address, keys, place, calibration=calibration, view=view))[1]
+            place, asked = folder / f"probe-{number:02}", at_rate(scenario, rate_per_s, number)
+            return await measure(asked, address, keys, place, calibration=calibration, view=view)
 
         def told(done: Probe) -> None:
             colour = COLOURS[done.verdict]

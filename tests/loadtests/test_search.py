@@ -57,6 +57,24 @@ def test_a_generator_that_cannot_keep_up_ends_the_search_as_void() -> None:
     assert outcome.exit_code == 4
 
 
+def test_a_wrong_answer_ends_the_search_whatever_held_before() -> None:
+    wrong = Probe(2, Verdict.MISSED, reasons=("an answer belonged to somebody else",), wrong=True)
+    outcome = next_step([Probe(1, Verdict.PASS), wrong], LIMITS)
+    assert isinstance(outcome, Outcome)
+    assert (outcome.resolved, outcome.exit_code) == (False, 1)
+    assert "somebody else" in outcome.reason
+
+
+def test_an_interrupted_probe_ends_the_search_unresolved() -> None:
+    outcome = next_step([Probe(1, Verdict.PASS), Probe(2, Verdict.UNDECIDED, interrupted=True)], LIMITS)
+    assert isinstance(outcome, Outcome)
+    assert outcome.exit_code == 3
+
+
+def test_each_probe_asks_other_questions() -> None:
+    assert at_rate(make_scenario(), 1, 1).seed != at_rate(make_scenario(), 1, 2).seed
+
+
 def test_verdicts_that_contradict_each_other_are_unresolved() -> None:
     outcome = searched((2, Verdict.MISSED), (1, Verdict.UNDECIDED), (2.5, Verdict.PASS))
     assert isinstance(outcome, Outcome)
@@ -65,5 +83,5 @@ def test_verdicts_that_contradict_each_other_are_unresolved() -> None:
 
 def test_a_probe_has_the_scenarios_phases_at_its_own_rate() -> None:
     phases = [{"name": "steady", "duration_s": 5, "load": {"kind": "closed", "concurrency": 2}}]
-    probe = at_rate(make_scenario(phases=phases), 7.5)
+    probe = at_rate(make_scenario(phases=phases), 7.5, 3)
     assert probe.load_of(probe.phases[0]).model_dump() == {"kind": "poisson", "rate_per_s": 7.5}
