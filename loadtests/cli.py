@@ -108,7 +108,8 @@ def search(
     Each probe runs the scenario's phases with Poisson arrivals at one rate: doubling until an objective is missed, then
     halving the interval. Every probe's records and report are kept in --out, with search.json beside them.
 
-    Exit codes: 0 found, 1 not even the lowest rate holds or an answer was wrong, 2 usage, 3 unresolved (and why), 4 generator unhealthy.
+    Exit codes: 0 found, 1 not even the lowest rate holds or an answer was wrong, 2 usage, 3 unresolved (and why),
+    4 generator unhealthy.
     """
     try:
         scenario, keys, address = _asked(scenario_file, url, key)

@@ -22,7 +22,7 @@ from scripts.installation import ROOT, Installation
 from tests.factories import make_adapter
 
 PORT = 8087
-ADAPTERS, CHURNED = 32, 5
+ADAPTERS, CHURNED = 32, 4
 PROFILE = {"slots": 4, "host_adapters": 8}
 ANSWERS = {"red": "The rose is red, says red.", "blue": "The sky is blue, says blue."}
 console = Console(width=min(120, shutil.get_terminal_size((110, 40)).columns), highlight=False)
@@ -70,6 +70,7 @@ def prepare(own: Installation) -> None:
         own.ask("push", str(folder), "--name", name, tenant=tenant)
     for number in range(CHURNED):
         make_adapter(own.root / f"churn-{number}", base, rank=8, alpha=16, seed=1000 + number)
+    own.ask("push", str(own.root / "churn-0"), "--name", "churn", tenant="acme")
 
 
 if __name__ == "__main__":
