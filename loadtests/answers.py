@@ -81,13 +81,15 @@ def error_of(answer: bytes) -> str:
     return text[:200]
 
 
-def fault_of(*, asked: str, served_by: str, text: str, expect: str, mark: str, marks: Container[str]) -> str:
+def fault_of(
+    *, asked: str, tenant: str, served_by: str, text: str, expect: str, mark: str, marks: Container[str]
+) -> str:
     """Why this answer is not that of its request; empty where nothing says so.
 
     served_by: what the server says answered, empty where it says nothing. expect: text that a canary must contain.
     mark: the request's own, marks: those of every request of the run.
     """
-    if is_another(asked, served_by):
+    if is_another(asked, served_by, tenant=tenant):
         return f"asked for {asked}, answered by {served_by}"
     if expect not in text:
         return "the canary's text is missing"
@@ -95,17 +97,26 @@ def fault_of(*, asked: str, served_by: str, text: str, expect: str, mark: str, m
     return f"holds the mark of another request: {foreign}" if foreign else ""
 
 
-def is_another(asked: str, served_by: str) -> bool:
+def judged_text(expect: str, text: str, finish_reason: str | None) -> str:
+    """What the answer to a canary must contain: nothing where it was cut off too early to tell."""
+    is_whole = finish_reason == "stop" or (finish_reason == "length" and len(text) >= len(expect))
+    return expect if is_whole else ""
+
+
+def is_another(asked: str, served_by: str, *, tenant: str) -> bool:
     """Whether the label of an answer names another model than was asked for.
 
     `support` is answered by some version of it, `support@2` by that one. A label leaves the tenant out where it is the
-    caller's own, so `acme/support` may be answered by `support@2`, but `support` never by `acme/support@2`.
+    caller's own, so for acme `acme/support` may be answered by `support@2`, for others only by `acme/support@2`.
     """
     if not served_by or served_by == asked:
         return False
     wanted, got = _REFERENCE.fullmatch(asked), _REFERENCE.fullmatch(served_by)
     if wanted is None or got is None or wanted["name"] != got["name"]:
         return True
-    other_owner = got["owner"] is not None and got["owner"] != wanted["owner"]
+    if got["owner"] is None:
+        other_owner = wanted["owner"] not in (None, tenant)
+    else:
+        other_owner = got["owner"] != wanted["owner"]
     other_version = wanted["version"] is not None and got["version"] != wanted["version"]
     return other_owner or other_version

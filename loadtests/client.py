@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 
-from loadtests.answers import Answer, error_of, fault_of
+from loadtests.answers import Answer, error_of, fault_of, judged_text
 from loadtests.connection import BrokenConnectionError, Clock, ConnectionPool
 from loadtests.errors import TargetError
 from loadtests.record import Outcome, Record
@@ -24,6 +24,12 @@ from loadtests.schedule import Planned
 from loadtests.sse import EventParser
 
 Message = Mapping[str, str]  # role and content
+# Fields of a request that change what the model says or how long: a canary's answer is the model's own most likely one.
+SAMPLING = {
+    *("temperature", "top_p", "top_k", "min_p", "seed", "n", "logit_bias", "stop", "stop_token_ids", "bad_words"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "ignore_eos", "min_tokens"),
+    *("max_tokens", "max_completion_tokens"),
+}
 
 
 def run_clock(start_ns: int | None = None) -> Clock:
@@ -55,6 +61,8 @@ class Client:
         self._heads = {tenant: _head(self._base, key) for tenant, key in keys.items()}
         self._head = _head(self._base, None)
         self._fields = {"temperature": temperature, **(extra or {})}
+        plain = {name: value for name, value in (extra or {}).items() if name not in SAMPLING}
+        self._canary_fields = {"temperature": 0.0, **plain}
 
     async def models(self, tenant: str) -> list[str]:
         """What GET /v1/models lists for the tenant's key. Raises TargetError."""
@@ -104,11 +112,13 @@ class Client:
                 record.outcome = Outcome.FAILED
                 record.error = f"connection: {exc if isinstance(exc, BrokenConnectionError) else _name(exc)}"
         if record.status == 200:
+            text = reading.answer.all_text
             record.wrong = fault_of(
                 asked=planned.adapter,
+                tenant=planned.tenant,
                 served_by=record.served_by,
-                text=reading.answer.all_text,
-                expect=planned.expect if record.outcome is Outcome.OK else "",
+                text=text,
+                expect=judged_text(planned.expect, text, record.finish_reason) if record.outcome is Outcome.OK else "",
                 mark=planned.mark,
                 marks=self.marks,
             )
@@ -138,7 +148,7 @@ class Client:
             "messages": messages,
             "max_tokens": planned.max_tokens,
             "stream": planned.stream,
-            **self._fields,
+            **(self._canary_fields if planned.expect else self._fields),
         }
         if planned.stream:
             body["stream_options"] = {"include_usage": True}

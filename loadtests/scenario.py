@@ -29,7 +29,7 @@ class Target(Part):
 
 
 class Tenant(Part):
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="As the server calls it.")
     key_env: str | None = Field(
         None,
         description="Environment variable with the API key: LORIKEET_API_KEY, of several tenants LORIKEET_API_KEY_NAME.",
@@ -53,6 +53,8 @@ class Canary(Part):
     adapter: str = Field(min_length=1)
     prompt: str = Field(min_length=1)
     expect: str = Field(min_length=1, description="Text that the answer must contain.")
+    max_tokens: int = Field(64, gt=0, description="Output cap: room enough for that text. Asked at temperature 0.")
+    tenant: str | None = Field(None, description="Only as this tenant; else as each that may ask the adapter.")
 
 
 def _named(text: str) -> str:
@@ -157,6 +159,9 @@ class Scenario(Part):
         for location, adapters in [(("adapters",), self.adapters), *own]:
             if adapters == []:
                 yield location, "an empty list of adapters; name some, or write `all`"
+        for number, canary in enumerate(self.canaries):
+            if canary.tenant is not None and canary.tenant not in tenants:
+                yield ("canaries", number, "tenant"), f"no such tenant: {canary.tenant}"
         if self.canary_share and not self.canaries:
             yield ("canary_share",), "there are no canaries"
         for metric, limit in self.goodput.items():

@@ -9,6 +9,7 @@ import hashlib
 import heapq
 import itertools
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from loadtests.prompts import random_words, text_of
 from loadtests.record import PhaseWindow
 from loadtests.scenario import Canary, Scenario
 from loadtests.seeds import generator
-from loadtests.shapes import length_at, longest
+from loadtests.shapes import length_at
 from loadtests.streams import Slot, Stream, chooser_of, closed_slots, planned_slots, streams_of, touches
 
 
@@ -74,10 +75,11 @@ class Workload:
         self.scenario = scenario
         self.models = {tenant: tuple(names) for tenant, names in models.items()}
         self._inputs = inputs
-        self._canaries = {
-            canary.adapter: [one for one in scenario.canaries if one.adapter == canary.adapter]
-            for canary in scenario.canaries
-        }
+        self._canaries: defaultdict[tuple[str, str], list[Canary]] = defaultdict(list)  # by tenant and adapter
+        for canary in scenario.canaries:
+            for tenant in self.models if canary.tenant is None else [canary.tenant]:
+                if canary.adapter in self.models[tenant]:
+                    self._canaries[tenant, canary.adapter].append(canary)
         prefix = scenario.requests.shared_prefix
         self._prefix = random_words(prefix.words, generator(scenario.seed, "prefix")) if prefix else ""
         self._streams = self._checked_streams()
@@ -106,8 +108,12 @@ class Workload:
                 faults.append(f"phase {phase.name}: {exc}")
             else:
                 streams.append(found)
-        known = {name for names in self.models.values() for name in names}
-        faults += [f"canaries: no tenant may ask {name}" for name in self._canaries if name not in known]
+        asked = list(itertools.chain.from_iterable(self._canaries.values()))
+        faults += [
+            f"canaries: {canary.tenant or 'no tenant'} {'may not' if canary.tenant else 'may'} ask {canary.adapter}"
+            for canary in self.scenario.canaries
+            if canary not in asked
+        ]
         if faults:
             raise ScenarioError(self.scenario.name, faults)
         return streams
@@ -126,17 +132,17 @@ class Workload:
                 tenant=tenant,
                 adapter=adapter,
                 stream=draws.stream < shape.streaming_share,
-                max_tokens=longest(shape.max_tokens),
+                max_tokens=0,
                 prompt="",
                 visit=slot.visit,
             )
-            if canary := self._canary(adapter, draws):
-                yield replace(planned, prompt=canary.prompt, expect=canary.expect)
+            if canary := self._canary(tenant, adapter, draws):
+                yield replace(planned, prompt=canary.prompt, max_tokens=canary.max_tokens, expect=canary.expect)
             else:
                 yield self._asked(planned, slot, draws, rng)
 
-    def _canary(self, adapter: str, draws: _Draws) -> Canary | None:
-        canaries = self._canaries.get(adapter)
+    def _canary(self, tenant: str, adapter: str, draws: _Draws) -> Canary | None:
+        canaries = self._canaries.get((tenant, adapter))
         if not canaries or draws.canary >= self.scenario.canary_share:
             return None
         return canaries[int(draws.which_canary * len(canaries))]

@@ -19,11 +19,15 @@ async def ask(
     timeout_s: float = 10,
     url: str = "",
     marks: Collection[str] = (),
+    temperature: float = 0.0,
+    extra: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Record:
     planned = Planned("steady-0", "steady", 0.0, "acme", "support", stream, 8, "hello", **fields)
     record = Record("steady-0", "steady", "acme", "support", stream, 0.0)
-    async with open_client(url or server.url, {"acme": "lk-acme"}, timeout_s=timeout_s) as client:
+    async with open_client(
+        url or server.url, {"acme": "lk-acme"}, timeout_s=timeout_s, temperature=temperature, extra=extra
+    ) as client:
         client.marks.update(marks)
         await client.send(planned, record, run_clock())
     return record
@@ -136,6 +140,9 @@ async def test_a_slow_reader_reads_everything_but_tells_only_of_the_first_conten
     [
         ([token("Ein Kak"), token("adu.", "stop"), DONE], {"expect": "Kakadu"}, ""),
         ([token("A parrot.", "stop"), DONE], {"expect": "Kakadu"}, "the canary's text is missing"),
+        ([token("Ein K", "length"), DONE], {"expect": "Kakadu"}, ""),  # cut off before it could be told
+        ([token("A parrot is", "length"), DONE], {"expect": "Kakadu"}, "the canary's text is missing"),
+        ([token("Ein Papagei", "content_filter"), DONE], {"expect": "Kakadu"}, ""),
         ([token("[0a1b"), token("2c3d] yes", "stop"), DONE], {}, "the mark of another request: 0a1b2c3d"),
         ([token("[0a1b2c3d] yes", "stop"), DONE], {"mark": "0a1b2c3d"}, ""),
         ([token("[99999999] yes", "stop"), DONE], {}, ""),
@@ -154,6 +161,16 @@ async def test_an_answer_that_cannot_be_of_this_request_is_wrong(
     record = await ask(server, marks=["0a1b2c3d", "44444444"], **fields)
     assert said in record.wrong
     assert bool(record.wrong) == bool(said)
+
+
+async def test_only_a_canary_is_asked_without_what_would_make_its_answer_random_or_long(server: FakeServer) -> None:
+    extra = {"top_p": 0.9, "temperature": 1.3, "ignore_eos": True, "user": "me"}
+    for expect in ("", "a"):
+        await ask(server, temperature=0.7, extra=extra, expect=expect)
+    names = ("temperature", "top_p", "ignore_eos", "user")
+    usual, canary = ([body.get(name) for name in names] for body, _ in server.requests)
+    assert usual == [1.3, 0.9, True, "me"]
+    assert canary == [0.0, None, None, "me"]
 
 
 async def test_an_answer_of_another_adapter_is_wrong(server: FakeServer) -> None:

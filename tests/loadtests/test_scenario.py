@@ -73,6 +73,7 @@ def faults_of(folder: Path, fields: str, *, load: str = "{kind: poisson, rate_pe
         ("popularity: {kind: weights, path: none.csv}", "popularity.path: no such file: "),
         ("rotate_s: 0", "rotate_s: Input should be greater"),
         ("canary_share: 0.5", "canary_share: there are no canaries"),
+        ("canaries: [{adapter: a, prompt: b, expect: c, tenant: d}]", "canaries[0].tenant: no such tenant: d"),
         ("canaries: [{adapter: a, prompt: b}]", "canaries[0].expect: Field required"),
         ("shards: 0", "shards: Input should be greater"),
         ("price_per_hour: -1", "price_per_hour: Input should be greater"),

@@ -190,9 +190,20 @@ def test_canaries_take_the_place_of_their_adapters_requests() -> None:
         theirs = [p for p in planned if p.adapter == adapter]
         assert share(theirs, lambda p: p.expect) == pytest.approx(0.2, abs=0.05)
     # nothing that could keep the right answer from being seen
-    assert {(p.mark, p.follow_ups, p.cancel_after_s, p.max_tokens) for p in asked.values()} == {("", (), None, 9)}
+    assert {(p.mark, p.follow_ups, p.cancel_after_s, p.max_tokens) for p in asked.values()} == {("", (), None, 64)}
     without = {p.id: p for p in plan(phases=LONG, requests=shape)}
     assert all(p == without[p.id] for p in planned if p.id not in asked)
+
+
+def test_a_canary_may_be_one_tenants_and_has_a_cap_of_its_own() -> None:
+    canary = {"adapter": "a", "prompt": "rose?", "expect": "red", "max_tokens": 5}
+    models = {"acme": ["a"], "zeta": ["a"]}
+    everyone = plan(models, tenants=TENANTS, canaries=[canary], canary_share=1)
+    assert {(p.tenant, p.expect, p.max_tokens) for p in everyone} == {("acme", "red", 5), ("zeta", "red", 5)}
+    own = plan(models, tenants=TENANTS, canaries=[canary | {"tenant": "zeta"}], canary_share=1)
+    assert {(p.tenant, p.expect, p.max_tokens) for p in own} == {("acme", "", 64), ("zeta", "red", 5)}
+    with pytest.raises(ScenarioError, match="canaries: zeta may not ask a"):
+        plan({"acme": ["a"], "zeta": ["b"]}, tenants=TENANTS, canaries=[canary | {"tenant": "zeta"}])
 
 
 def test_touches_are_each_adapter_twice_and_then_all_once_more() -> None:
