@@ -9,6 +9,7 @@ locust does not know tokens; the user below times the first and the last content
 The server, and ours as always, ask for real-time scheduling; on a quiet machine that decides little.
 """
 
+import argparse
 import csv
 import itertools
 import json
@@ -150,35 +151,52 @@ class Ours:
         )
 
 
+def vllm_bench_command(
+    url: str,
+    model: str,
+    prompts: Sequence[str],
+    folder: Path,
+    *,
+    tokens: int,
+    rate_per_s: float,
+    seed: int,
+    **more: str,
+) -> list[str]:
+    """A Poisson run of `vllm bench serve` that leaves folder/result.json with every request."""
+    rows = [json.dumps({"prompt": prompt, "output_tokens": tokens}) for prompt in prompts]
+    (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    options = {
+        "backend": "openai-chat",
+        "endpoint": "/v1/chat/completions",
+        "base-url": url,
+        "model": model,
+        "dataset-name": "custom",
+        "dataset-path": str(folder / "prompts.jsonl"),
+        "num-prompts": str(len(prompts)),
+        "request-rate": str(rate_per_s),
+        "seed": str(seed),
+        "result-dir": str(folder),
+        "result-filename": "result.json",
+    } | {name.replace("_", "-"): value for name, value in more.items()}
+    flags = (
+        "skip-tokenizer-init",
+        "skip-chat-template",
+        "disable-shuffle",
+        "disable-tqdm",
+        "save-result",
+        "save-detailed",
+    )
+    command = [sys.executable, "-c", VLLM_BENCH]
+    return command + [f"--{name}={value}" for name, value in options.items()] + [f"--{flag}" for flag in flags]
+
+
 class VllmBench:
     name, interpolates = "vllm", True
 
     def command(self, url: str, load: Load, folder: Path) -> list[str]:
-        lines = [json.dumps({"prompt": prompt, "output_tokens": 64}) for prompt in self._prompts(load)]
-        (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-        options = {
-            "backend": "openai-chat",
-            "endpoint": "/v1/chat/completions",
-            "base-url": url,
-            "model": MODEL,
-            "dataset-name": "custom",
-            "dataset-path": str(folder / "prompts.jsonl"),
-            "num-prompts": str(len(lines)),
-            "request-rate": str(load.rate_per_s),
-            "seed": str(SEED),
-            "result-dir": str(folder),
-            "result-filename": "result.json",
-        }
-        flags = [
-            "skip-tokenizer-init",
-            "skip-chat-template",
-            "disable-shuffle",
-            "disable-tqdm",
-            "save-result",
-            "save-detailed",
-        ]
-        command = [sys.executable, "-c", VLLM_BENCH]
-        return command + [f"--{name}={value}" for name, value in options.items()] + [f"--{flag}" for flag in flags]
+        return vllm_bench_command(
+            url, MODEL, self._prompts(load), folder, tokens=64, rate_per_s=load.rate_per_s, seed=SEED
+        )
 
     def read(self, load: Load, folder: Path, log: ServerLog) -> Report:
         result = json.loads((folder / "result.json").read_text())
@@ -420,6 +438,14 @@ def chosen_tools(names: Sequence[str], environment: Path | None) -> list[Tool]:
         folder = locust_environment(environment)
         tools += [Locust(folder, paced=False), Locust(folder, paced=True)]
     return [tool for tool in tools if tool.name in names]
+
+
+def command_line(module: str, asked: argparse.Namespace) -> str:
+    """What to type for the same measurement; where things lie on this machine is left out."""
+    kept = {name: value for name, value in vars(asked).items() if name not in ("locust_environment", "name")}
+    texts = {name: value if isinstance(value, list | tuple) else [value] for name, value in kept.items()}
+    options = [f"--{name.replace('_', '-')} {' '.join(map(str, values))}" for name, values in texts.items()]
+    return " ".join([f"python -m {module}", *options])
 
 
 TOOLS = ("ours", "vllm", "locust", "locust-paced")

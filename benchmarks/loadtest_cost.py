@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.common import save
-from benchmarks.load_tools import TOOLS, Bench, Load, Measurement, Tool, chosen_tools, measurement_json
+from benchmarks.load_tools import TOOLS, Bench, Load, Measurement, Tool, chosen_tools, command_line, measurement_json
 from loadtests.known_server import CHUNKS
 
 CORES = (0, 1)
@@ -106,9 +106,8 @@ def main() -> None:
         summary[tool.name] = found | {"highest rate": rates.get(tool.name)}
         kept_up = f"{spread(rates[tool.name])}/s" if tool.name in rates else "no schedule"
         shown.add_row(tool.name, *(spread(values) for values in found.values()), kept_up)
-    command = f"python -m benchmarks.loadtest_cost --rounds {asked.rounds} --rate {asked.rate:g}"
     runs = {"runs": [measurement_json(m) for m in costs.measurements + searches.measurements]}
-    path = save(asked.name, {"command": command, "summary": summary} | runs)
+    path = save(asked.name, {"command": command_line("benchmarks.loadtest_cost", asked), "summary": summary} | runs)
     Console().print(shown, f"Raw figures: {path}")
 
 

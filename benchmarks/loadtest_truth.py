@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.common import save
-from benchmarks.load_tools import TOOLS, Bench, Load, Measurement, chosen_tools, measurement_json
+from benchmarks.load_tools import TOOLS, Bench, Load, Measurement, chosen_tools, command_line, measurement_json
 
 Case = tuple[float, bool]  # rate, frozen
 
@@ -85,8 +85,7 @@ def main() -> None:
     ]
     for tool, load in track(turns, description="runs", console=Console(stderr=True)):
         bench.run(tool, load)
-    command = f"python -m benchmarks.loadtest_truth --rounds {asked.rounds} --duration-s {asked.duration_s:g}"
-    found = {"command": command, "summary": summary_json(bench.measurements)}
+    found = {"command": command_line("benchmarks.loadtest_truth", asked), "summary": summary_json(bench.measurements)}
     path = save(asked.name, found | {"runs": [measurement_json(m) for m in bench.measurements]})
     for case, of_tools in summarise(bench.measurements).items():
         Console().print(table(case, of_tools))
