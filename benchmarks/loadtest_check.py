@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.common import lorikeet, percentile, prompt, save, temporary_key
-from benchmarks.load_tools import VLLM_BENCH
+from benchmarks.load_tools import command_line, vllm_bench_command
 from loadtests.record import Outcome, read_run
 
 TOKENS = 16
@@ -48,13 +47,17 @@ def ours(folder: Path, url: str, model: str, key: str, rate: float, duration_s: 
         },
         "load": {"kind": "poisson", "rate_per_s": rate},
         "phases": [{"name": "steady", "duration_s": duration_s}],
+        "health": {"send_lag_p99_ms": 10, "loop_lag_p99_ms": 10},  # beside figures of a tenth of a second and more
     }
     (folder / "check.yaml").write_text(yaml.safe_dump(scenario))
     command = ["lorikeet", "loadtest", "run", str(folder / "check.yaml"), "--out", str(folder / "out"), "--json"]
     done = subprocess.run(command, env=os.environ | {"LORIKEET_API_KEY": key}, stdout=subprocess.DEVNULL, check=False)
     if done.returncode == 2:
         raise SystemExit("The load test could not run; the reason is above.")
-    answered = [record for record in read_run(folder / "out" / "records.jsonl").records if record.outcome is Outcome.OK]
+    run = read_run(folder / "out" / "records.jsonl")
+    if run.health.faults:
+        raise SystemExit(f"Our own run is void, so there is nothing to compare: {'; '.join(run.health.faults)}")
+    answered = [record for record in run.records if record.outcome is Outcome.OK]
     return {
         "ttft": [record.ttft_sent_s for record in answered if record.ttft_sent_s is not None],
         "tpot": [record.tpot_s for record in answered if record.tpot_s is not None],
@@ -63,33 +66,11 @@ def ours(folder: Path, url: str, model: str, key: str, rate: float, duration_s: 
 
 
 def theirs(folder: Path, url: str, model: str, key: str, rate: float, duration_s: float, turn: int) -> Values:
-    count = round(rate * duration_s)
-    rows = [{"prompt": prompt(3_000_000 + 10_000 * turn + n), "output_tokens": TOKENS} for n in range(count)]
-    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options = {
-        "backend": "openai-chat",
-        "endpoint": "/v1/chat/completions",
-        "base-url": url,
-        "model": model,
-        "dataset-name": "custom",
-        "dataset-path": str(folder / "prompts.jsonl"),
-        "num-prompts": str(count),
-        "request-rate": str(rate),
-        "seed": str(turn),
-        "extra-body": json.dumps({"ignore_eos": True, "temperature": 0}),
-        "result-dir": str(folder),
-        "result-filename": "result.json",
-    }
-    flags = [
-        "skip-tokenizer-init",
-        "skip-chat-template",
-        "disable-shuffle",
-        "disable-tqdm",
-        "save-result",
-        "save-detailed",
-    ]
-    command = [sys.executable, "-c", VLLM_BENCH]
-    command += [f"--{name}={value}" for name, value in options.items()] + [f"--{flag}" for flag in flags]
+    prompts = [prompt(3_000_000 + 10_000 * turn + n) for n in range(round(rate * duration_s))]
+    extra = json.dumps({"ignore_eos": True, "temperature": 0})
+    command = vllm_bench_command(
+        url, model, prompts, folder, tokens=TOKENS, rate_per_s=rate, seed=turn, extra_body=extra
+    )
     done = subprocess.run(
         command, env=os.environ | {"OPENAI_API_KEY": key}, capture_output=True, text=True, check=False
     )
@@ -148,11 +129,8 @@ def main() -> None:
     for row in rows:
         name, agree = f"{row['figure']} P{row['share'] * 100:g}", "yes" if row["agree"] else "NO"
         table.add_row(name, shown(row["ours"]), shown(row["vllm"]), f"{row['ratio']:.3f}", agree)
-    options = f"--rate {asked.rate:g} --duration-s {asked.duration_s:g} --rounds {asked.rounds}"
-    path = save(
-        "loadtest_check",
-        {"command": f"python -m benchmarks.loadtest_check {options}", "summary": rows, "seconds": found},
-    )
+    command = command_line("benchmarks.loadtest_check", asked)
+    path = save("loadtest_check", {"command": command, "summary": rows, "seconds": found})
     Console().print(table, f"Raw figures: {path}")
 
 
