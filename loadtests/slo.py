@@ -133,11 +133,28 @@ def _limit(text: str, metric: str | None, plain: str | None, number: float, unit
 
 
 def parse_objectives(texts: Sequence[str]) -> list[Objective]:
-    """As written, and one on success where none is."""
+    """As written, and objectives on success where none is.
+
+    One over all where there is none at all, and one like each upper limit on a latency (per adapter in steady, say)
+    whose phases no written one covers.
+    """
     objectives = [parse_objective(text) for text in texts]
-    if not any(objective.figure == "success_rate" for objective in objectives):
-        objectives.append(parse_objective(DEFAULT_SUCCESS))
+    written = [objective for objective in objectives if objective.figure == "success_rate"]
+    wanted = [] if written else [("overall", EVERY_PHASE)]
+    for latency in objectives:
+        covered = any(latency.phases == one.phases or fnmatchcase(latency.phases, one.phases) for one in written)
+        if _is_upper_limit(latency) and not covered:
+            wanted.append((latency.scope, latency.phases))
+    for scope, phases in dict.fromkeys(wanted):
+        per = "" if scope == "overall" else f" per {scope}"
+        where = "" if phases == EVERY_PHASE else f" in {phases}"
+        objectives.append(parse_objective(DEFAULT_SUCCESS + per + where))
     return objectives
+
+
+def _is_upper_limit(objective: Objective) -> bool:
+    """On a latency."""
+    return objective.metric is not None and objective.comparison.startswith("<")
 
 
 def percentiles_for(objectives: Sequence[Objective]) -> list[float]:

@@ -91,6 +91,27 @@ def test_success_is_always_an_objective() -> None:
     assert len(parse_objectives(["success_rate > 0.5"])) == 1
 
 
+@pytest.mark.parametrize(
+    ("written", "added"),
+    [
+        ([], [""]),
+        (["p95(ttft) < 1 s", "p95(e2e) < 1 s"], [""]),
+        (["p95(ttft) < 1 s per adapter", "p95(e2e) < 1 s per adapter"], ["", " per adapter"]),
+        (["p95(ttft) < 1 s in steady"], ["", " in steady"]),
+        (["p95(ttft) < 1 s in churn", "success_rate > 0.9 in steady"], [" in churn"]),
+        (["p95(ttft) < 1 s per adapter in churn", "success_rate > 0.9 in steady"], [" per adapter in churn"]),
+        (["p95(ttft) < 1 s", "success_rate > 0.9 in steady"], [""]),
+        (["p95(ttft) < 1 s in s[t]eady", "success_rate > 0.9 in s[t]eady"], []),
+        (["p95(ttft) < 1 s in churn-*", "p95(ttft) < 1 s in churn-up", "success_rate > 0.9 in churn-*"], []),
+        (["p95(ttft) < 1 s per adapter in churn", "success_rate > 0.9"], []),
+        (["p95(ttft) > 1 s", "answers_per_s > 1 in churn", "success_rate > 0.9 in steady"], []),
+    ],
+)
+def test_success_is_an_objective_wherever_a_latency_is(written: list[str], added: list[str]) -> None:
+    texts = [objective.text for objective in parse_objectives(written)]
+    assert texts == [*written, *(f"success_rate > 99 %{where}" for where in added)]
+
+
 def test_an_objective_per_adapter_finds_the_one_that_starves() -> None:
     records = [make_record(i, ttft_s=0.1) for i in range(200)]
     records += [make_record(i, ttft_s=3.0, adapter="legal") for i in range(6)]
