@@ -114,9 +114,6 @@ def is_another(asked: str, served_by: str, *, tenant: str) -> bool:
     wanted, got = _REFERENCE.fullmatch(asked), _REFERENCE.fullmatch(served_by)
     if wanted is None or got is None or wanted["name"] != got["name"]:
         return True
-    if got["owner"] is None:
-        other_owner = wanted["owner"] not in (None, tenant)
-    else:
-        other_owner = got["owner"] != wanted["owner"]
+    other_owner = (got["owner"] or tenant) != (wanted["owner"] or tenant)
     other_version = wanted["version"] is not None and got["version"] != wanted["version"]
     return other_owner or other_version

@@ -33,7 +33,7 @@ def test_the_label_of_the_asked_model_is_recognised(asked: str, served_by: str) 
         ("support@2", "support@3"),
         ("support", "base"),
         ("base", "support@1"),
-        ("support", "acme/support@2"),  # another tenant's of the same name
+        ("support", "zeta/support@2"),  # another tenant's of the same name
         ("acme/support", "zeta/support@2"),
         ("zeta/support", "support@2"),  # zeta's was asked for, acme's own answers
         ("HuggingFaceTB/SmolLM2-135M", "support@1"),
