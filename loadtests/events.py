@@ -41,6 +41,8 @@ async def _repeat(run: Execution, event: Event, window: PhaseWindow, client: Cli
         error = CUT_OFF
         try:
             error = await _perform(event, client)
+        except Exception as exc:  # noqa: BLE001  whatever it is, the run goes on
+            error = f"{type(exc).__name__}: {exc}"
         finally:
             run.marks.append(Mark(event.name, start_s, run.clock(), error))
         number = next_number(event, window, number, run.clock())

@@ -1,13 +1,25 @@
 """What every part of a scenario shares: unknown fields are faults, and files lie beside the scenario."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
 
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _as_json(value: Any) -> Any:
+    """What the server will read: YAML also knows dates, and numbers as keys."""
+    try:
+        return orjson.loads(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS))
+    except TypeError as exc:
+        raise ValueError(f"cannot be sent as JSON: {exc}") from exc
+
+
+JsonData = Annotated[Any, AfterValidator(_as_json)]
 
 
 def _beside_the_scenario(path: Path, info: ValidationInfo) -> Path:

@@ -1,12 +1,12 @@
 """Phases of a run: which load goes to which adapters for how long, and what else happens meanwhile."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from loadtests.loads import Load, RateLoad
-from loadtests.parts import ExistingFile, Part
+from loadtests.parts import ExistingFile, JsonData, Part
 from loadtests.popularity import Popularity
 
 
@@ -18,7 +18,7 @@ class EventRequest(Part):
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "POST"
     path: str = Field(pattern=r"^/")
     tenant: str = Field(description="Whose key it carries.")
-    body: Any = Field(None, alias="json", description="JSON body.")
+    body: JsonData = Field(None, alias="json", description="JSON body.")
     files: dict[str, ExistingFile] = Field(default_factory=dict, description="Form fields to files, sent as multipart.")
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from loadtests.parts import ExistingFile, Part
+from loadtests.parts import ExistingFile, JsonData, Part
 
 
 class UniformLengths(Part):
@@ -62,10 +62,6 @@ def length_at(length: Length, draw: float) -> int:
             return min(max(round(length.median * math.exp(length.sigma * deviation)), 1), length.high)
         case _:
             return length
-
-
-def longest(length: Length) -> int:
-    return length if isinstance(length, int) else length.high
 
 
 class BuiltinPrompts(Part):
@@ -131,4 +127,4 @@ class RequestShape(Part):
     turns: Turns | None = None
     cancel: Cancel | None = None
     slow_readers: SlowReaders | None = None
-    extra: dict[str, Any] = Field(default_factory=dict, description="Further fields of the request body.")
+    extra: dict[str, JsonData] = Field(default_factory=dict, description="Further fields of the request body.")

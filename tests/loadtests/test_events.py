@@ -68,9 +68,11 @@ async def test_an_event_that_fails_is_a_mark_with_its_error(server: FakeServer, 
         {"at_s": 0.1, "name": "missing", "request": missing},
         {"at_s": 0.2, "name": "exits", "run": python("import sys; sys.exit('told to')")},
         {"at_s": 0.3, "name": "absent", "run": ["/no/such/program"]},
+        {"at_s": 0.3, "name": "null", "run": ["true", "nul\0byte"]},
     )
     errors = {mark.name: mark.error for mark in marks}
-    assert errors.keys() == {"refused", "missing", "exits", "absent"}
+    assert errors.keys() == {"refused", "missing", "exits", "absent", "null"}
+    assert errors["null"].startswith("ValueError: ")
     assert errors["refused"] == "http 409: told_to: no"
     assert "No such file" in errors["missing"]
     assert errors["exits"] == "exit code 1: told to"

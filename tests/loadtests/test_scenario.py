@@ -83,6 +83,7 @@ def faults_of(folder: Path, fields: str, *, load: str = "{kind: poisson, rate_pe
         ("objectives: ['p95(ttft) < 1 s in b*']", "objectives[0]: no measured phase is called b*"),
         ("scrape: [{name: g, url: 'http://g/metrics', series: []}]", "scrape[0].series: List should have at least 1"),
         ("scrape: [{name: g, url: g, series: [a]}]", "scrape[0].url: String should match"),
+        ("requests: {extra: {a: !!set {b}}}", "requests.extra.a: cannot be sent as JSON"),
         ("requests: {max_tokens: 0}", "requests.max_tokens: Input should be greater"),
         ("requests: {max_tokens: {kind: uniform, low: 9, high: 3}}", "requests.max_tokens: low (9) is above high (3)"),
         ("requests: {max_tokens: {kind: uniform, low: 9}}", "requests.max_tokens.high: Field required"),
@@ -101,6 +102,23 @@ def faults_of(folder: Path, fields: str, *, load: str = "{kind: poisson, rate_pe
 def test_a_fault_of_the_scenario_is_named_with_its_place(fields: str, said: str, tmp_path: Path) -> None:
     (fault,) = faults_of(tmp_path, fields)
     assert fault.startswith(f"line 4: {said}")
+
+
+def test_what_yaml_reads_as_dates_and_numbers_is_sent_as_json_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.yaml"
+    path.write_text("""\
+name: x
+load: {kind: poisson, rate_per_s: 1}
+requests: {extra: {logit_bias: {50256: -100}}}
+phases:
+  - name: a
+    duration_s: 9
+    events: [{at_s: 1, name: e, request: {path: /x, tenant: default, json: {due: 2026-01-02}}}]
+""")
+    scenario = load_scenario(path)
+    request = scenario.phases[0].events[0].request
+    assert request is not None
+    assert (scenario.requests.extra, request.body) == ({"logit_bias": {"50256": -100}}, {"due": "2026-01-02"})
 
 
 @pytest.mark.parametrize(
