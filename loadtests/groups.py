@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from loadtests.record import METRICS, Outcome, PhaseWindow, Record
 from loadtests.stats import PERCENTILES, Distribution, describe
 
-CENSORED_SHARE = 0.05  # above it, what was cut off could reach into the P95: it is only a lower bound
-
 Limits = Mapping[str, float]  # metric to the most it may be, in seconds
 
 
@@ -52,7 +50,7 @@ class Group:
     kind: str  # overall, adapter, tenant, phase, temperature (warm, cold), visit (first, again, after_eviction)
     name: str
     outcomes: Mapping[str, int]
-    metrics: Mapping[str, Distribution]  # of the ok ones
+    metrics: Mapping[str, Distribution]  # of the ok ones, ranked below those that were cut off
     refusal: Distribution | None  # sent to refused: latency of the 429 itself
     per_s: float  # ok answers per second of measured time
     output_tokens_per_s: float
@@ -84,8 +82,8 @@ class Group:
 
     @property
     def is_lower_bound(self) -> bool:
-        """So many requests were cut off that the percentiles only say `at least`."""
-        return self.share_of(Outcome.CENSORED) > CENSORED_SHARE
+        """So many requests were cut off that some percentile only says `at least`."""
+        return any(d.is_lower_bound(percent) for d in self.metrics.values() for percent in d.percentiles)
 
 
 def _temperature(record: Record) -> str:
@@ -147,10 +145,13 @@ def groups(
         refused = [
             r.end_s - r.sent_s for r in some if r.outcome is Outcome.REFUSED and r.end_s and r.sent_s is not None
         ]
-        described = {metric: describe(values, seed, percentiles) for metric, values in columns.metrics(chosen)}
+        outcomes = Counter(record.outcome.value for record in some)
+        described = {
+            metric: describe(values, seed, percentiles, cut_off=outcomes[Outcome.CENSORED])
+            for metric, values in columns.metrics(chosen)
+        }
         good = int(columns.good[chosen].sum())
         tokens = sum(record.output_tokens or 0 for record in some if record.outcome is Outcome.OK)
-        outcomes = Counter(record.outcome.value for record in some)
         between = ("tenant", "adapter") if kind in ("overall", "phase") else ()
         fairness = {party: columns.fairness(party, chosen) for party in between}
 

@@ -206,8 +206,9 @@ def _judge(objective: Objective, one: Group, sample_floor: int) -> Judgement:
     met = COMPARISONS[objective.comparison](measured.value, objective.limit)
     if count < sample_floor:
         return judged(Verdict.UNDECIDED, f"{count} of {sample_floor} samples needed")
-    if met and objective.metric and objective.comparison.startswith("<") and one.is_lower_bound:
-        return judged(Verdict.UNDECIDED, f"at least this: {one.share_of(Outcome.CENSORED):.0%} were cut off by the end")
+    # a figure that may be larger can neither keep an upper limit nor miss a lower one
+    if met == objective.comparison.startswith("<") and _is_lower_bound(objective, one):
+        return judged(Verdict.UNDECIDED, f"at least this: {one.outcomes[Outcome.CENSORED]} were cut off by the end")
     return judged(Verdict.PASS if met else Verdict.MISSED)
 
 
@@ -230,6 +231,11 @@ def _measure(objective: Objective, one: Group) -> tuple[Estimate | None, int]:
     if objective.percent is not None:
         return distribution.percentile(objective.percent), distribution.count
     return _exact(distribution.max if objective.figure == "max" else distribution.mean), distribution.count
+
+
+def _is_lower_bound(objective: Objective, one: Group) -> bool:
+    distribution = one.metrics.get(objective.metric or "")
+    return distribution is not None and distribution.is_lower_bound(objective.percent or 100.0)
 
 
 def _exact(value: float) -> Estimate:

@@ -53,26 +53,40 @@ def estimate(ordered: NDArray[np.float64], percent: float, rng: np.random.Genera
 
 @dataclass(frozen=True)
 class Distribution:
-    count: int
-    mean: float
+    """Ranks are among the known values and, above them all, those that were cut off: a percentile whose rank falls among
+    the latter is at least the largest known one, and so are max and mean where any was cut off.
+    """
+
+    count: int  # known values
+    mean: float  # of them
     max: float
     percentiles: Mapping[float, Estimate]
+    cut_off: int = 0
 
     def percentile(self, percent: float) -> Estimate | None:
         return self.percentiles.get(percent)
 
+    def is_lower_bound(self, percent: float = 100.0) -> bool:
+        return rank_of(percent, self.count + self.cut_off) > self.count
+
 
 def describe(
-    values: Sequence[float] | NDArray[np.float64], seed: int, percentiles: Sequence[float] = PERCENTILES
+    values: Sequence[float] | NDArray[np.float64],
+    seed: int,
+    percentiles: Sequence[float] = PERCENTILES,
+    *,
+    cut_off: int = 0,
 ) -> Distribution | None:
-    """None when there are no values."""
+    """cut_off: values not known, other than that they are large. None when there are no known values."""
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     if not len(ordered):
         return None
     rng = np.random.default_rng(seed)
+    ranked = np.append(ordered, np.full(cut_off, ordered[-1]))
     return Distribution(
         count=len(ordered),
         mean=float(ordered.mean()),
         max=float(ordered[-1]),
-        percentiles={percent: estimate(ordered, percent, rng) for percent in percentiles},
+        percentiles={percent: estimate(ranked, percent, rng) for percent in percentiles},
+        cut_off=cut_off,
     )

@@ -132,6 +132,28 @@ def test_a_percentile_that_is_only_a_lower_bound_can_miss_but_not_pass() -> None
     assert [j.verdict for j in judged("p95(ttft) < 50 ms", [*records])] == [Verdict.MISSED]
 
 
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("p95(ttft) < 400 ms", Verdict.PASS),  # of 100, the 95th is known
+        ("p96(ttft) < 400 ms", Verdict.PASS),
+        ("p97(ttft) < 400 ms", Verdict.UNDECIDED),
+        ("p96(ttft) < 194.5 ms", Verdict.MISSED),  # the 96th of 96 + 4, not the 93rd of 96
+        ("p99(ttft) > 400 ms", Verdict.UNDECIDED),
+        ("p99(ttft) > 100 ms", Verdict.PASS),
+        ("max(ttft) < 400 ms", Verdict.UNDECIDED),
+        ("mean(ttft) < 400 ms", Verdict.UNDECIDED),
+        ("max(ttft) < 190 ms", Verdict.MISSED),
+    ],
+)
+def test_what_was_cut_off_ranks_above_every_answer(text: str, verdict: Verdict) -> None:
+    records = [make_record(i, ttft_s=0.1 + i / 1000) for i in range(96)]
+    records += [make_record(i, outcome=Outcome.CENSORED) for i in range(96, 100)]
+    (found,) = judged(text, [*records])
+    assert found.verdict is verdict
+    assert (found.note == "at least this: 4 were cut off by the end") == (verdict is Verdict.UNDECIDED)
+
+
 def test_nothing_measured_is_undecided() -> None:
     assert [j.verdict for j in judged("p95(load) < 400 ms", [make_record(i) for i in range(9)])] == [Verdict.UNDECIDED]
 

@@ -48,3 +48,19 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 def test_nothing_measured_is_no_distribution() -> None:
     assert describe([], 0) is None
+
+
+@given(
+    values=st.lists(st.floats(0, 100), min_size=1, max_size=50),
+    cut_off=st.integers(0, 50),
+    percent=st.floats(1, 100),
+)
+def test_cut_off_values_are_ranked_as_if_they_were_infinite(values: list[float], cut_off: int, percent: float) -> None:
+    found = describe(values, 0, [percent], cut_off=cut_off)
+    assert found is not None
+    infinite = describe([*values, *([float("inf")] * cut_off)], 0, [percent])
+    assert infinite is not None
+    true = infinite.percentiles[percent].value
+    assert found.is_lower_bound(percent) == (true == float("inf"))
+    assert found.percentiles[percent].value == min(true, max(values))
+    assert found.count == len(values)
