@@ -32,7 +32,7 @@ class Outcome(StrEnum):
     OK = "ok"  # complete: with a finish_reason, and without an error event
     FAILED = "failed"
     REFUSED = "refused"  # 429: the server said not now
-    CANCELLED = "cancelled"  # given up by us: planned so, or the run was interrupted
+    CANCELLED = "cancelled"  # by us: it was interrupted, or planned so, even where the answer came first
     CENSORED = "censored"  # not answered when the run ended; it takes longer than is known
 
 

@@ -116,8 +116,12 @@ async def test_a_planned_cancellation_is_neither_a_failure_nor_an_answer(server:
     await asyncio.wait_for(left.wait(), 5)  # the server was told
 
 
-async def test_an_answer_that_comes_before_the_client_would_leave_is_an_answer(server: FakeServer) -> None:
-    assert (await ask(server, cancel_after_s=9)).outcome is Outcome.OK
+async def test_of_clients_that_leave_not_only_the_quick_answers_count(server: FakeServer) -> None:
+    record = await ask(server, cancel_after_s=9)
+    assert (record.outcome, record.finish_reason, record.output_tokens) == (Outcome.CANCELLED, "stop", 3)
+    server.status = 500
+    assert (await ask(server, cancel_after_s=9)).outcome is Outcome.FAILED
+    server.status = 200
     server.script = lambda _: [ROLE, 5.0]
     assert (await ask(server, cancel_after_s=9, timeout_s=0.1)).error == "timeout"
 
