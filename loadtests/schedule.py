@@ -2,7 +2,8 @@
 
 The content of a request depends on the scenario's seed, its phase's name and its number there, never on how the server
 behaved, nor on the phases beside it. So two runs of one scenario are paired request by request, a closed loop asks the
-same questions in the same order, and a schedule can be cut into shards.
+same questions in the same order, and a schedule can be cut into shards. Only marks are new in each run: else an engine
+would have the prompts of the run before in its cache.
 """
 
 import hashlib
@@ -67,14 +68,17 @@ class _Draws(NamedTuple):
 class Workload:
     """Gives each request of each phase its instant and its content."""
 
-    def __init__(self, scenario: Scenario, models: Mapping[str, Sequence[str]], inputs: Inputs) -> None:
-        """models: of each tenant, what it may ask for, most popular first.
+    def __init__(
+        self, scenario: Scenario, models: Mapping[str, Sequence[str]], inputs: Inputs, *, salt: str = ""
+    ) -> None:
+        """models: of each tenant, what it may ask for, most popular first. salt: of the run, in every mark.
 
         Raises ScenarioError when phases or canaries want adapters that are not there.
         """
         self.scenario = scenario
         self.models = {tenant: tuple(names) for tenant, names in models.items()}
         self._inputs = inputs
+        self._salt = salt
         self._canaries: defaultdict[tuple[str, str], list[Canary]] = defaultdict(list)  # by tenant and adapter
         for canary in scenario.canaries:
             for tenant in self.models if canary.tenant is None else [canary.tenant]:
@@ -156,7 +160,7 @@ class Workload:
             prompt, max_tokens = self._inputs.prompts.draw(rng), length_at(shape.max_tokens, draws.max_tokens)
             if shape.turns and not slot.visit:
                 follow_ups = [self._inputs.prompts.draw(rng) for _ in range(1, shape.turns.count)]
-        mark = hashlib.sha256(f"{seed}/{planned.id}".encode()).hexdigest()[:8] if shape.nonce else ""
+        mark = hashlib.sha256(f"{self._salt}/{seed}/{planned.id}".encode()).hexdigest()[:8] if shape.nonce else ""
         prefixed = shape.shared_prefix and slot.row is None and draws.prefix < shape.shared_prefix.share
         parts = (self._prefix if prefixed else "", f"[{mark}]" if mark else "", prompt)
         leaves = shape.cancel and not slot.visit and draws.cancel < shape.cancel.share

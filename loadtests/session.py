@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import platform
+import secrets
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,8 +74,8 @@ def resolve_keys(scenario: Scenario, given: Sequence[str], environment: Mapping[
     return keys
 
 
-async def plan(scenario: Scenario, client: Client) -> Plan:
-    """Asks the server what each tenant may call. Raises TargetError."""
+async def plan(scenario: Scenario, client: Client, *, salt: str = "") -> Plan:
+    """Asks the server what each tenant may call. salt: of the run, in every mark. Raises TargetError."""
     models: dict[str, list[str]] = {}
     for tenant in scenario.tenants:
         wanted = tenant.adapters or scenario.adapters
@@ -82,7 +83,7 @@ async def plan(scenario: Scenario, client: Client) -> Plan:
         models[tenant.name] = listed if wanted == "all" else list(wanted)
         if not models[tenant.name]:
             raise TargetError(f"GET /v1/models lists nothing for tenant '{tenant.name}': there is nothing to ask.")
-    workload = Workload(scenario, models, load_inputs(scenario))
+    workload = Workload(scenario, models, load_inputs(scenario), salt=salt)
     return Plan(workload, plan_schedule(workload))
 
 
@@ -106,8 +107,9 @@ async def measure(
     measured.
     """
     scrapers = [Scraper(page, os.environ.get(page.key_env) if page.key_env else None) for page in scenario.scrape]
+    salt = secrets.token_hex(8)
     async with open_for(scenario, url, keys) as client:
-        planned = await plan(scenario, client)
+        planned = await plan(scenario, client, salt=salt)
         await asyncio.to_thread(save_schedule, out / SCHEDULE, planned.schedule)
         started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         environment = describe_environment()
@@ -118,7 +120,7 @@ async def measure(
             models = planned.workload.models
             if scenario.shards > 1:
                 execution = await execute_sharded(
-                    scenario, models, url, keys, out / SCHEDULE, stop=stop, jobs=[events], watchers=watchers
+                    scenario, models, url, keys, out / SCHEDULE, salt=salt, stop=stop, jobs=[events], watchers=watchers
                 )
             else:
                 execution = await execute(
@@ -134,6 +136,7 @@ async def measure(
         health=health_of(execution, planned),
         environment=environment
         | {
+            "salt": salt,
             "processes": scenario.shards,
             "client_cpu_s": round(cpu_s(execution.pulses), 3),
             "waited_for_cpu_s": round(execution.waited_for_cpu_s, 3),

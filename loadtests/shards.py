@@ -38,6 +38,7 @@ class Job:
     url: str
     keys: Mapping[str, str]
     schedule: str  # file with the whole of it
+    salt: str  # in every mark
     shard: Shard
 
 
@@ -69,19 +70,20 @@ async def execute_sharded(
     keys: Mapping[str, str],
     schedule: Path,
     *,
+    salt: str = "",
     stop: asyncio.Event | None = None,
     jobs: Sequence[Beside] = (),
     watchers: Sequence[Beside] = (),
 ) -> Execution:
     """As runner.execute, in scenario.shards processes; jobs and watchers run in this one.
 
-    schedule: file that save_schedule wrote. A process that dies ends the run: `faults` then says so, and the records that
-    came until then are kept. Raises LoadTestError when a process does not start.
+    schedule: file that save_schedule wrote. salt: that of its marks. A process that dies ends the run: `faults` then
+    says so, and the records that came until then are kept. Raises LoadTestError when a process does not start.
     """
     stop = stop or asyncio.Event()
     fields = scenario.model_dump(mode="json")
     shards = [Shard(number, scenario.shards) for number in range(scenario.shards)]
-    started = [Job(fields, models, url, keys, str(schedule), shard) for shard in shards]
+    started = [Job(fields, models, url, keys, str(schedule), salt, shard) for shard in shards]
     async with _processes(started) as processes:
         await asyncio.gather(*(process.ready() for process in processes))
         start_ns = time.monotonic_ns() + round(LEAD_S * 1e9)

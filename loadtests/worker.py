@@ -32,7 +32,7 @@ async def _work() -> None:
     said = orjson.loads(await orders.readline())
     job = Job(**{**said, "shard": Shard(**said["shard"])})
     scenario = Scenario.model_validate(job.scenario)
-    workload = Workload(scenario, job.models, load_inputs(scenario))
+    workload = Workload(scenario, job.models, load_inputs(scenario), salt=job.salt)
     schedule = read_schedule(Path(job.schedule), [phase.name for phase in scenario.phases])
     async with open_for(scenario, job.url, job.keys) as client:
         client.marks.update(planned.mark for phase in schedule for planned in phase)

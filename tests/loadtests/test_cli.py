@@ -60,6 +60,14 @@ def test_the_latest_calibration_is_kept_with_a_run(
     assert read_run(tmp_path / "out" / "records.jsonl").calibration == latest_calibration(tmp_path)
 
 
+def test_no_run_asks_what_an_earlier_one_asked(threaded_server: FakeServer, tmp_path: Path) -> None:
+    for closed in ({"kind": "closed", "concurrency": 2}, {"kind": "constant", "rate_per_s": 40}):
+        for shards in (1, 2):
+            assert invoke(threaded_server, tmp_path, load=closed, shards=shards).exit_code == 0
+    prompts = [body["messages"][0]["content"] for body, _ in threaded_server.requests]
+    assert len(set(prompts)) == len(prompts)
+
+
 def test_keys_are_written_nowhere(threaded_server: FakeServer, tmp_path: Path) -> None:
     other = "lk-from-the-file"
     result = invoke(threaded_server, tmp_path, keys={"default": other})

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,14 @@ def test_every_prompt_is_unlike_every_other_unless_asked_otherwise() -> None:
     plain = plan(requests={"nonce": False})
     assert {p.prompt for p in plain} <= set(QUESTIONS)
     assert {p.mark for p in plain} == {""}
+
+
+def test_another_run_asks_the_same_but_for_its_marks() -> None:
+    scenario = make_scenario()
+    first, second = (plan_phase(Workload(scenario, MODELS, load_inputs(scenario), salt=salt), 0) for salt in "ab")
+    assert not {p.mark for p in first} & {p.mark for p in second}
+    bare = [[replace(p, mark="", prompt=p.prompt.replace(p.mark, "")) for p in some] for some in (first, second)]
+    assert bare[0] == bare[1]
 
 
 def test_a_shared_prefix_stands_before_the_nonce_where_a_cache_can_use_it() -> None:
