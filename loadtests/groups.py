@@ -1,7 +1,7 @@
 """The requests of a run in groups: what became of each group's requests, how long they took, how many were good. Pure."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -52,7 +52,7 @@ class Group:
     outcomes: Mapping[str, int]
     metrics: Mapping[str, Distribution]  # of the ok ones, ranked below those that were cut off
     refusal: Distribution | None  # sent to refused: latency of the 429 itself
-    per_s: float  # ok answers per second of measured time
+    per_s: float  # ok answers that ended within the measured time, per second of it; so with all rates
     output_tokens_per_s: float
     good: int  # answers within the goodput limits
     good_per_s: float
@@ -109,6 +109,7 @@ class Columns:
         self.good = np.array([is_good(record, limits.get(record.phase, {})) for record in records], dtype=bool)
         self.judged = np.array([record.outcome is not Outcome.CANCELLED for record in records], dtype=bool)
         self.labels = {kind: np.array([of(record) for record in records], dtype=str) for kind, of in LABELS.items()}
+        self._end_s = np.array([np.nan if record.end_s is None else record.end_s for record in records])
         done = [i for i, record in enumerate(records) if record.outcome is Outcome.OK]
         self._metrics: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
         for metric, of in METRICS.items():
@@ -120,6 +121,12 @@ class Columns:
         """Of each metric, the values of the ok answers among the chosen."""
         for metric, (owners, values) in self._metrics.items():
             yield metric, values[chosen[owners]]
+
+    def ended_in(self, windows: Iterable[PhaseWindow]) -> NDArray[np.bool_]:
+        ended = np.zeros(len(self.records), dtype=bool)
+        for window in windows:
+            ended |= (window.start_s <= self._end_s) & (self._end_s <= window.end_s)
+        return ended
 
     def fairness(self, kind: str, chosen: NDArray[np.bool_]) -> Fairness | None:
         asking = chosen & self.judged
@@ -137,10 +144,10 @@ def groups(
     columns: Columns, windows: Sequence[PhaseWindow], *, seed: int, percentiles: Sequence[float] = PERCENTILES
 ) -> list[Group]:
     """Overall, each adapter (busiest first), each tenant, each phase, warm and cold, each visit; of measured phases only."""
-    seconds = {window.name: window.end_s - window.start_s for window in windows if window.measured}
-    inside = np.isin(columns.labels["phase"], list(seconds))
+    measured = {window.name: window for window in windows if window.measured}
+    inside = np.isin(columns.labels["phase"], list(measured))
 
-    def group(kind: str, name: str, chosen: NDArray[np.bool_], measured_s: float) -> Group:
+    def group(kind: str, name: str, chosen: NDArray[np.bool_], windows: Collection[PhaseWindow]) -> Group:
         some = [columns.records[i] for i in np.flatnonzero(chosen)]
         refused = [
             r.end_s - r.sent_s for r in some if r.outcome is Outcome.REFUSED and r.end_s and r.sent_s is not None
@@ -150,8 +157,9 @@ def groups(
             metric: describe(values, seed, percentiles, cut_off=outcomes[Outcome.CENSORED])
             for metric, values in columns.metrics(chosen)
         }
-        good = int(columns.good[chosen].sum())
-        tokens = sum(record.output_tokens or 0 for record in some if record.outcome is Outcome.OK)
+        in_time = chosen & columns.ended_in(windows)
+        done = [columns.records[i] for i in np.flatnonzero(in_time) if columns.records[i].outcome is Outcome.OK]
+        measured_s = sum(window.end_s - window.start_s for window in windows)
         between = ("tenant", "adapter") if kind in ("overall", "phase") else ()
         fairness = {party: columns.fairness(party, chosen) for party in between}
 
@@ -164,20 +172,19 @@ def groups(
             outcomes=dict(outcomes),
             metrics={metric: d for metric, d in described.items() if d is not None},
             refusal=describe(refused, seed, percentiles),
-            per_s=per_s(outcomes[Outcome.OK]),
-            output_tokens_per_s=per_s(tokens),
-            good=good,
-            good_per_s=per_s(good),
+            per_s=per_s(len(done)),
+            output_tokens_per_s=per_s(sum(record.output_tokens or 0 for record in done)),
+            good=int(columns.good[chosen].sum()),
+            good_per_s=per_s(int(columns.good[in_time].sum())),
             wrong=sum(bool(record.wrong) for record in some),
             fairness={party: index for party, index in fairness.items() if index is not None},
         )
 
-    measured_s = sum(seconds.values())
-    found = [group("overall", "all", inside, measured_s)]
+    found = [group("overall", "all", inside, measured.values())]
     for kind, labels in columns.labels.items():
         found += [
-            group(kind, name, inside & (labels == name), seconds[name] if kind == "phase" else measured_s)
-            for name in _names(kind, labels[inside], list(seconds))
+            group(kind, name, inside & (labels == name), [measured[name]] if kind == "phase" else measured.values())
+            for name in _names(kind, labels[inside], list(measured))
         ]
     return found
 

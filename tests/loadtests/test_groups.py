@@ -65,11 +65,26 @@ def test_a_server_that_reports_no_load_time_has_neither_warm_nor_cold_requests()
 
 def test_rates_of_a_phase_count_over_its_own_time() -> None:
     windows = (PhaseWindow("short", True, 0.0, 1.0), PhaseWindow("long", True, 1.0, 10.0))
-    records = [make_record(1, phase="short")] + [make_record(i, phase="long") for i in range(2, 11)]
+    records = [make_record(1, phase="short", end_s=0.9)] + [make_record(i, phase="long") for i in range(2, 11)]
     found = {
         one.name: one.per_s for one in groups(Columns(records), windows, seed=0) if one.kind in ("overall", "phase")
     }
     assert found == {"all": 1.0, "short": 1.0, "long": 1.0}
+
+
+def test_what_was_answered_after_the_measured_time_is_no_rate_of_it() -> None:
+    windows = (PhaseWindow("first", True, 0.0, 10.0), PhaseWindow("last", True, 10.0, 20.0))
+    ends = [("first", 9.0), ("first", 12.0), ("last", 19.0), ("last", 25.0), ("last", 30.0)]
+    records = [make_record(i, phase=phase, end_s=end_s) for i, (phase, end_s) in enumerate(ends)]
+    found = {one.name: one for one in groups(Columns(records), windows, seed=0)}
+    assert {name: found[name].per_s for name in ("all", "support", "first", "last")} == {
+        "all": 3 / 20,
+        "support": 3 / 20,
+        "first": 1 / 10,
+        "last": 1 / 10,
+    }
+    assert (found["all"].good_per_s, found["all"].output_tokens_per_s) == (3 / 20, 9 / 20)
+    assert (found["all"].good, found["all"].goodput) == (5, 1.0)
 
 
 @pytest.mark.parametrize(
