@@ -67,12 +67,15 @@ def random_words(count: int, rng: np.random.Generator) -> str:
     return " ".join(WORDS[index] for index in rng.integers(len(WORDS), size=count))
 
 
-def text_of(row: TraceRow, rng: np.random.Generator, seed: int) -> str:
-    """A prompt as long as the recorded one. Where the trace names its blocks, equal blocks get equal words."""
+def text_of(row: TraceRow, rng: np.random.Generator, seed: int) -> tuple[str, str]:
+    """A prompt as long as the recorded one: its blocks, where the trace names them, and what comes after.
+
+    Equal blocks get equal words.
+    """
     blocks = [random_words(BLOCK_TOKENS, generator(seed, "block", block)) for block in row.blocks]
     words = " ".join(blocks).split()[: row.prompt_tokens]
     rest = random_words(max(row.prompt_tokens, 1) - len(words), rng)
-    return " ".join([*words, rest]).rstrip()
+    return " ".join(words), rest
 
 
 def load_prompts(spec: Prompts) -> PromptSource:

@@ -154,15 +154,17 @@ class Workload:
     def _asked(self, planned: Planned, slot: Slot, draws: _Draws, rng: np.random.Generator) -> Planned:
         """With its prompt, its length and its manners. A touch has no manners: it is there to be answered and timed."""
         shape, seed, follow_ups = self.scenario.requests, self.scenario.seed, []
+        common = ""  # what other prompts begin with too
         if slot.row is not None:
-            prompt, max_tokens = text_of(slot.row, rng, seed), max(slot.row.output_tokens, 1)
+            (common, prompt), max_tokens = text_of(slot.row, rng, seed), max(slot.row.output_tokens, 1)
         else:
             prompt, max_tokens = self._inputs.prompts.draw(rng), length_at(shape.max_tokens, draws.max_tokens)
             if shape.turns and not slot.visit:
                 follow_ups = [self._inputs.prompts.draw(rng) for _ in range(1, shape.turns.count)]
+            if shape.shared_prefix and draws.prefix < shape.shared_prefix.share:
+                common = self._prefix
         mark = hashlib.sha256(f"{self._salt}/{seed}/{planned.id}".encode()).hexdigest()[:8] if shape.nonce else ""
-        prefixed = shape.shared_prefix and slot.row is None and draws.prefix < shape.shared_prefix.share
-        parts = (self._prefix if prefixed else "", f"[{mark}]" if mark else "", prompt)
+        parts = (common, f"[{mark}]" if mark else "", prompt)
         leaves = shape.cancel and not slot.visit and draws.cancel < shape.cancel.share
         slow = shape.slow_readers and not slot.visit and draws.slow < shape.slow_readers.share
         return replace(

@@ -43,7 +43,7 @@ def test_a_prompt_file_without_prompts_is_refused(text: str | None, said: str, t
 
 
 def recorded(tokens: int, *blocks: int, seed: int = 0) -> list[str]:
-    return text_of(TraceRow(0.0, tokens, 1, blocks=blocks), np.random.default_rng(seed), 1).split()
+    return " ".join(text_of(TraceRow(0.0, tokens, 1, blocks=blocks), np.random.default_rng(seed), 1)).split()
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 1024, 1300])

@@ -261,6 +261,16 @@ def test_a_trace_is_replayed_at_its_scaled_instants_with_its_lengths(tmp_path: P
     assert {p.follow_ups for p in planned} == {()}
 
 
+def test_prompts_of_a_trace_begin_with_the_blocks_they_share_and_not_with_the_nonce(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    row = {"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1]}
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    first, second = plan(load={"kind": "trace", "path": path, "format": "mooncake"})
+    assert first.mark != second.mark
+    assert first.prompt.split()[:512] == second.prompt.split()[:512]
+    assert [p.prompt.split()[512] for p in (first, second)] == [f"[{p.mark}]" for p in (first, second)]
+
+
 def test_a_session_of_a_trace_keeps_its_tenant_and_adapter_and_sessions_follow_zipf(tmp_path: Path) -> None:
     load = trace(tmp_path, rows=8000, sessions=4000) | {"sessions": 1.0}
     models = {"acme": ["a", "b", "c", "d"], "zeta": ["z"]}
