@@ -148,7 +148,7 @@ async def test_each_turn_of_a_conversation_carries_what_was_said_and_starts_when
 async def test_a_turn_that_fails_ends_its_conversation(server: FakeServer) -> None:
     server.script = lambda body: GOOD if len(body["messages"]) == 1 else [token("a"), DONE]
     execution, _ = await run(
-        server, requests=TURNS, load={"kind": "constant", "rate_per_s": 4}, phases=[{"name": "steady", "duration_s": 1}]
+        server, requests=TURNS, load={"kind": "constant", "rate_per_s": 2}, phases=[{"name": "steady", "duration_s": 3}]
     )
     assert {record.turn for record in execution.records} == {1, 2}
     assert {record.outcome for record in execution.records if record.turn == 2} == {Outcome.FAILED}
