@@ -198,8 +198,13 @@ def _load_cost(summary: Summary) -> str:
 
 
 def _loads(summary: Summary) -> list[str]:
-    """What each phase with a load of its own gets."""
+    """What else there is to say of the load, and what each phase with one of its own gets."""
     told = [f"{phase.name}: {describe_load(phase.load)}" for phase in summary.scenario.phases if phase.load]
+    if turns := summary.scenario.requests.turns:
+        told.append(
+            f"Conversations of {turns.count} questions: each after the first waits for the answer before, so a slow "
+            "server is asked it later (a closed loop within the conversation)"
+        )
     return told + [
         f"{phase.name}: on top, from {phase.neighbour.tenant}, {describe_load(phase.neighbour.load)}"
         for phase in summary.scenario.phases

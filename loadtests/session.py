@@ -23,7 +23,6 @@ from loadtests.health import assess, cpu_s
 from loadtests.inputs import load_inputs
 from loadtests.junit import junit_xml
 from loadtests.live import LiveView
-from loadtests.loads import Closed
 from loadtests.record import Health, Run, read_run, write_run
 from loadtests.report import render_report
 from loadtests.runner import Execution, execute
@@ -32,7 +31,7 @@ from loadtests.schedule import Planned, Workload, plan_schedule, save_schedule
 from loadtests.scrape import Scraper, scraping_report
 from loadtests.shards import execute_sharded
 from loadtests.slo import parse_objectives
-from loadtests.summary import Summary, summarise, summary_json, tightest_limit_s
+from loadtests.summary import Summary, is_open_loop, summarise, summary_json, tightest_limit_s
 
 RECORDS, SUMMARY, REPORT, SCHEDULE = "records.jsonl", "summary.json", "report.html", "schedule.jsonl"
 TABLE, JUNIT = "records.csv", "junit.xml"
@@ -49,10 +48,9 @@ class Plan:
     def scheduled(self) -> int | None:
         """Requests planned in measured phases; None where a closed loop makes that unknown."""
         scenario = self.workload.scenario
-        measured = [i for i, phase in enumerate(scenario.phases) if phase.measured]
-        if any(isinstance(scenario.load_of(scenario.phases[i]), Closed) for i in measured):
+        if not is_open_loop(scenario):
             return None
-        return sum(len(self.schedule[i]) for i in measured)
+        return sum(len(some) for phase, some in zip(scenario.phases, self.schedule, strict=True) if phase.measured)
 
 
 def resolve_keys(scenario: Scenario, given: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:

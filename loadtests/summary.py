@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from loadtests.audit import SLACK_S, Audit, TenantAudit, audit_limits
+from loadtests.audit import Audit, TenantAudit, audit_limits
 from loadtests.groups import Columns, Group, Limits, error_counts, groups
 from loadtests.loads import Closed
 from loadtests.record import Record, Run
@@ -113,6 +113,7 @@ def tightest_limit_s(objectives: Sequence[Objective]) -> float | None:
 
 
 def is_open_loop(scenario: Scenario) -> bool:
+    """Whether every conversation begins at a planned instant; its further questions wait for the answers all the same."""
     return not any(isinstance(scenario.load_of(phase), Closed) for phase in scenario.phases if phase.measured)
 
 
@@ -280,17 +281,16 @@ def _working_set_json(working_set: WorkingSet) -> dict[str, Any]:
 def _audit_json(audit: Audit) -> dict[str, Any]:
     return {
         "verdict": audit.verdict.value,
-        "slack_s": SLACK_S,
         "tenants": [_tenant_audit_json(row) for row in audit.tenants],
     }
 
 
 def _tenant_audit_json(row: TenantAudit) -> dict[str, Any]:
-    counts = ("offered", "admitted", "refused", "allowed", "leaked", "falsely_refused", "told", "too_short", "too_long")
     return {
         "tenant": row.tenant,
         "limit": None if row.limit is None else row.limit.model_dump(),
-        **{name: getattr(row, name) for name in counts},
+        **{name: getattr(row, name) for name in ("offered", "admitted", "refused", "allowed", "leaked")},
+        **{name: getattr(row, name) for name in ("falsely_refused", "told", "too_short", "too_long", "slack_s")},
         "refusal_s": None if row.refusal is None else _distribution_json(row.refusal),
         "faults": list(row.faults),
     }

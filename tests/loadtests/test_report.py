@@ -247,6 +247,12 @@ def test_long_tables_are_folded() -> None:
     assert "rows</summary>" not in body(RUNS["mixed"])
 
 
+def test_conversations_are_not_sold_as_an_open_loop() -> None:
+    said = "each after the first waits for the answer before"
+    assert said in body(make_run([make_record(0)], requests={"turns": {"count": 2}}))
+    assert said not in body(make_run([make_record(0)]))
+
+
 def test_names_cannot_smuggle_markup_in() -> None:
     evil = "<script>alert(1)</script>"
     marked = [make_record(i, adapter=evil, tenant=evil, error=evil, wrong=evil, served_by=evil) for i in range(20)]
