@@ -3,17 +3,23 @@
 The oracle is a bucket of `burst` tokens, full when the run begins and refilled with requests_per_minute / 60 tokens a
 second. It follows what the server admitted, so that one early or late decision does not make all later ones look wrong.
 
-When the server decided is known only roughly: between the request's leaving and SLACK_S later. Each bound below holds
-for every choice of instants within that time, so whatever is counted as a fault is one:
+When the server decided is known only roughly: between the request's leaving and the slack later (SLACK_S, or the
+longest that a refusal was seen to take). Each bound below holds for every choice of instants within that time, so
+whatever is counted as a fault is one:
 
-    leaked           admitted, though even a bucket with SLACK_S of refill on top would have been empty
-    falsely refused  although a token was there even if all that left within SLACK_S came first
+    leaked           admitted, though even a bucket with the slack's refill on top would have been empty
+    falsely refused  although a token was there even if all that left within the slack came first
     too short        told to come back before even the fullest possible bucket has a token
     too long         told to wait LONG_FACTOR times what the emptiest possible bucket needs, and LONG_EXTRA_S on top
+
+A refusal is the bucket's when its error code says so: what was refused for another reason, such as too many requests at
+once, may have taken a token and is not judged.
 
 The tenant's key must not be used by others, and its bucket must have had the time to fill before the run.
 """
 
+import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +31,8 @@ from loadtests.stats import Distribution, describe
 SLACK_S = 0.25  # a limiter on a loopback decides within milliseconds; a crowded machine was seen to add a tenth
 LONG_FACTOR = 2.0
 LONG_EXTRA_S = 1.0  # Retry-After counts whole seconds
+EXACT_S = 1e-6  # instants closer than this are one: sums of refills are not exact
+_CODE = re.compile(r"http 429: (\w+)(?:: |$)")  # as the client writes it: code and message of the error object
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class TenantAudit:
     told: int  # refusals with a Retry-After
     too_short: int
     too_long: int
+    slack_s: float  # within which the server was taken to decide
     refusal: Distribution | None  # sent to refused: latency of the 429 itself
     faults: tuple[str, ...]
 
@@ -83,7 +92,7 @@ def _audit_tenant(
     tenant: str, own: Sequence[Record], others: Sequence[Record], limit: Limit | None, seed: int
 ) -> TenantAudit:
     """own: its audited requests; others: those of other phases, which only move the bucket."""
-    refused = [record for record in own if record.outcome is Outcome.REFUSED]
+    refused = [record for record in own if _was_refused(record, limit)]
     told = [record for record in refused if record.retry_after_s is not None]
     found = _against_bucket(own, others, limit) if limit else _Findings(allowed=len(own), falsely_refused=len(refused))
     return TenantAudit(
@@ -98,6 +107,7 @@ def _audit_tenant(
         told=len(told),
         too_short=len(found.short_by_s),
         too_long=len(found.long_by_s),
+        slack_s=found.slack_s,
         refusal=describe([r.end_s - _sent_s(r) for r in refused if r.end_s is not None], seed),
         faults=tuple(_faults(found, limit, refused)),
     )
@@ -110,11 +120,14 @@ class _Findings:
     falsely_refused: int = 0
     short_by_s: Sequence[float] = ()
     long_by_s: Sequence[float] = ()
+    slack_s: float = SLACK_S
 
 
 def _against_bucket(own: Sequence[Record], others: Sequence[Record], limit: Limit) -> _Findings:
     per_s = limit.requests_per_minute / 60
-    slack = SLACK_S * per_s  # tokens
+    refused = [record for record in own if _was_refused(record, limit)]
+    slack_s = max([SLACK_S, *(r.headers_s - _sent_s(r) for r in refused if r.headers_s is not None)])
+    capacity = limit.burst + slack_s * per_s
     audited = {record.id for record in own}
     sent = sorted([*own, *others], key=_sent_s)
 
@@ -122,22 +135,24 @@ def _against_bucket(own: Sequence[Record], others: Sequence[Record], limit: Limi
     allowed = sum([ideal.try_take(_sent_s(record)) and record.id in audited for record in sent])
 
     # Fullest: only what was surely admitted, and no more of it than fits, took a token.
-    wide = _Bucket(limit.burst + slack, per_s)
+    wide = _Bucket(capacity, per_s)
     admitted = [(record, wide.try_take(_sent_s(record))) for record in sent if _was_admitted(record)]
     leaked = sum(not fits and record.id in audited for record, fits in admitted)
     fullest = [_sent_s(record) for record, fits in admitted if fits]
-    # Emptiest: whatever was not refused may have taken one.
-    emptiest = [_sent_s(record) for record in sent if record.outcome is not Outcome.REFUSED]
-
-    refused = [record for record in own if record.outcome is Outcome.REFUSED]
     at_s = [_sent_s(record) for record in refused]
-    most = _levels(
-        _Bucket(limit.burst + slack, per_s), fullest, [s - SLACK_S for s in at_s], [s + SLACK_S for s in at_s]
-    )
-    least = _levels(_Bucket(limit.burst, per_s), emptiest, [s + SLACK_S for s in at_s], [s + SLACK_S for s in at_s])
+    most = _levels(_Bucket(capacity, per_s), fullest, [s - slack_s for s in at_s], [s + slack_s for s in at_s])
+
+    # Emptiest: whatever was not refused may have taken one, as late as it can have, and those around it all before.
+    takes_s = [_sent_s(record) for record in sent if not _was_refused(record, limit)]
+    latest_s = [s + slack_s + EXACT_S for s in takes_s]
+    surely = _levels(_Bucket(limit.burst, per_s), latest_s, at_s, at_s)
+    least = [
+        level - (bisect_right(takes_s, s + slack_s) - bisect_right(latest_s, s))
+        for s, level in zip(at_s, surely, strict=True)
+    ]
     short_by_s, long_by_s, false = [], [], 0
     for record, high, low in zip(refused, most, least, strict=True):
-        false += low - 2 * slack >= 1
+        false += low >= 1
         if record.retry_after_s is not None:
             shortest_s = max(0.0, (1 - high) / per_s)
             longest_s = max(0.0, (1 - low) / per_s)
@@ -145,7 +160,7 @@ def _against_bucket(own: Sequence[Record], others: Sequence[Record], limit: Limi
                 short_by_s.append(shortest_s - record.retry_after_s)
             if record.retry_after_s > LONG_FACTOR * longest_s + LONG_EXTRA_S:
                 long_by_s.append(record.retry_after_s - longest_s)
-    return _Findings(allowed, leaked, false, short_by_s, long_by_s)
+    return _Findings(allowed, leaked, false, short_by_s, long_by_s, slack_s)
 
 
 @dataclass
@@ -196,6 +211,14 @@ def _faults(found: _Findings, limit: Limit | None, refused: Sequence[Record]) ->
     if found.long_by_s:
         faults.append(f"Retry-After too long {len(found.long_by_s)} times, by up to {max(found.long_by_s):.1f} s")
     return faults
+
+
+def _was_refused(record: Record, limit: Limit | None) -> bool:
+    """By the bucket. A tenant without a limit must not be refused at all; an error without a code may be the bucket's."""
+    if record.outcome is not Outcome.REFUSED:
+        return False
+    code = _CODE.match(record.error)
+    return limit is None or code is None or code[1] == limit.code
 
 
 def _was_admitted(record: Record) -> bool:

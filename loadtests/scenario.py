@@ -45,6 +45,7 @@ class Limit(Part):
 
     requests_per_minute: float = Field(gt=0)
     burst: int = Field(gt=0, description="Requests that may come at once when none came before.")
+    code: str = Field("rate_limit_exceeded", description="Of the error that this limit answers with, a 429.")
 
 
 class Canary(Part):

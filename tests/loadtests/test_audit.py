@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -22,11 +23,12 @@ def ask(number: int, sent_s: float, *, admitted: bool, told_s: float | None = No
         tenant=tenant,
         intended_s=sent_s,
         sent_s=sent_s,
+        headers_s=sent_s + 0.01,
         end_s=sent_s + 0.01,
         status=200 if admitted else 429,
         outcome=Outcome.OK if admitted else Outcome.REFUSED,
         retry_after_s=told_s,
-        error="" if admitted else "http 429: rate_limit_exceeded",
+        error="" if admitted else "http 429: rate_limit_exceeded: Too many requests.",
     )
 
 
@@ -142,7 +144,7 @@ def test_a_tenant_without_a_limit_must_not_be_refused_while_another_floods() -> 
     assert [row.tenant for row in audit.tenants] == ["acme", "quiet"]
     assert audit.verdict is Verdict.MISSED
     assert audit.reasons == [
-        "rate limit of tenant quiet: refused 1 times without having one (http 429: rate_limit_exceeded)"
+        "rate limit of tenant quiet: refused 1 times without having one (http 429: rate_limit_exceeded: Too many requests.)"
     ]
 
 
@@ -177,3 +179,30 @@ def test_a_wait_told_before_an_earlier_request_was_decided_is_honest() -> None:
     )
     assert [record.retry_after_s for record in records] == [None, pytest.approx(0.03), None]
     assert audited(records, limit).faults == ()
+
+
+@pytest.mark.parametrize("burst", [1, 2, 20])
+@pytest.mark.parametrize("requests_per_minute", [1, 600])
+def test_a_server_that_refuses_everything_is_found_out(burst: int, requests_per_minute: int) -> None:
+    limit = Limit(requests_per_minute=requests_per_minute, burst=burst)
+    row = audited([ask(i, i * 0.5, admitted=False) for i in range(20)], limit)
+    assert row.falsely_refused == 20
+
+
+def test_a_refusal_for_another_reason_is_not_the_buckets() -> None:
+    crowded = [
+        replace(ask(i, i * 3.0, admitted=False), error="http 429: too_many_in_flight: Wait for an answer.")
+        for i in range(9)
+    ]
+    row = audited(crowded)
+    assert (row.refused, row.falsely_refused, row.faults) == (0, 0, ())
+    assert audited(crowded, LIMIT.model_copy(update={"code": "too_many_in_flight"})).falsely_refused == 9
+    assert audited([replace(r, error="http 429: slow down") for r in crowded]).falsely_refused == 9
+
+
+def test_a_server_that_is_slow_to_refuse_is_not_blamed_for_it() -> None:
+    # where one decision took 1.9 s the one before may have too, and its token is not yet back
+    limit = Limit(requests_per_minute=30, burst=1)
+    late = [ask(1, 0.0, admitted=True), replace(ask(2, 2.1, admitted=False), headers_s=4.0, end_s=4.0)]
+    assert (audited(late, limit).falsely_refused, audited(late, limit).slack_s) == (0, pytest.approx(1.9))
+    assert audited([late[0], ask(2, 2.5, admitted=False)], limit).falsely_refused == 1
