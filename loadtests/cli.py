@@ -192,17 +192,18 @@ def compare(
     before: Annotated[Path, typer.Argument(metavar="A", help="Folder of the run to compare with.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="Folder of the run in question.")],
     metric: Annotated[list[str] | None, typer.Option(help="Such as tpot, repeatable; by default ttft and e2e.")] = None,
-    margin: Annotated[str, typer.Option(help="B may be slower by this much.")] = "5%",
+    margin: Annotated[str, typer.Option(help="B may be slower by this much, such as 5% or 0.05.")] = "5%",
     per_adapter: Annotated[bool, typer.Option("--per-adapter", help="Each adapter too, by itself.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as one JSON document.")] = False,
 ) -> None:
     """Is run B slower than run A? Compares their P95s, with a 95 % interval.
 
     Runs of one scenario are compared request by request. The smallest effect shown is what this comparison could have
-    seen: a P95 that is worse by less may have gone unnoticed.
+    found to be above the margin: a P95 that is worse by less may have gone unnoticed.
 
     Exit codes: 0 B is not shown to be slower by more than the margin; 1 it is (the lower bound of the ratio B / A is
-    above 1 + margin); 2 usage; 3 undecided (too few samples); 4 one of the runs is void.
+    above 1 + margin), or it has wrong answers; 2 usage; 3 undecided (too few samples, or B answered fewer requests);
+    4 one of the runs is void.
     """
     try:
         comparison = compare_runs(
@@ -225,7 +226,10 @@ def _share(text: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
     if match is None:
         raise LoadTestError(f"--margin {text}: give a share such as 5% or 0.05.")
-    return float(match[1]) / (100 if match[2] else 1)
+    share = float(match[1]) / (100 if match[2] else 1)
+    if share > 1 and not match[2]:
+        raise LoadTestError(f"--margin {text}: that is {share:.0%}; write {text.strip()}% for {share / 100:g}.")
+    return share
 
 
 def _show_comparison(comparison: Comparison) -> None:
@@ -253,8 +257,8 @@ def _show_comparison(comparison: Comparison) -> None:
         console.print(f"[yellow]{escape(note)}[/yellow]", soft_wrap=True)
     sentence = {
         Verdict.PASS: "B is not shown to be slower by more than the margin.",
-        Verdict.MISSED: "B is slower.",
-        Verdict.UNDECIDED: "Too few samples to tell.",
+        Verdict.MISSED: "B has wrong answers." if comparison.wrong else "B is slower.",
+        Verdict.UNDECIDED: "B answered fewer requests." if comparison.fewer_answers else "Too few samples to tell.",
         Verdict.VOID: "The figures cannot be trusted: a load generator was the bottleneck.",
     }[comparison.verdict]
     colour = COLOURS[comparison.verdict]

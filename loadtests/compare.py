@@ -31,7 +31,7 @@ BLOCK_S = 5.0  # of requests: longer than a queue remembers a stall of one or tw
 MIN_BLOCKS = 10  # with fewer, resamples are all alike and the interval says nothing
 SHARED = 0.9  # of the smaller run's requests must be in the other, or these are different schedules
 SAME_INSTANT_S = 1e-3
-FEWER_ANSWERS = 0.01  # a success rate lower by more is worth a word: percentiles are of the answers that came
+FEWER_ANSWERS = 0.01  # a success rate lower by more decides nothing: percentiles are of the answers that came
 VALUES_AT_ONCE = 2_000_000  # bounds the memory of the resamples
 
 
@@ -58,6 +58,8 @@ class Comparison:
     rows: tuple[Row, ...]
     verdict: Verdict
     notes: tuple[str, ...]  # what else a reader must know
+    wrong: bool  # B has answers that belonged to somebody else
+    fewer_answers: bool  # B has clearly fewer of them than A
 
     @property
     def exit_code(self) -> int:
@@ -67,10 +69,11 @@ class Comparison:
 def compare(
     a: Run, b: Run, *, metrics: Sequence[str] = (), margin: float = 0.05, per_adapter: bool = False
 ) -> Comparison:
-    """B is slower where the lower bound of the ratio's 95 % interval is above 1 + margin: missed.
+    """B is slower where the lower bound of the ratio's 95 % interval is above 1 + margin: missed, as with wrong answers.
 
-    metrics: COMPARED where none is given, as far as the runs have them. Too few samples for the larger sample_floor of
-    both scenarios: undecided. Raises LoadTestError for a metric that has not one value a request.
+    metrics: COMPARED where none is given, as far as the runs have them. Undecided: too few samples for the larger
+    sample_floor of both scenarios, or not slower but with fewer answers, as who drops the slow ones looks fast.
+    Raises LoadTestError for a metric that has not one value a request.
     """
     for metric in metrics:
         if metric not in METRICS or metric == "chunk_gap":
@@ -78,7 +81,10 @@ def compare(
             raise LoadTestError(f"Nothing to compare by the metric '{metric}'. There are {known}.")
     floor = max(Scenario.model_validate(dict(run.scenario)).sample_floor for run in (a, b))
     before, after = _measured(a), _measured(b)
-    unpaired_because = _difference(before, after)
+    same_requests = a.scenario.get("requests") == b.scenario.get("requests")
+    unpaired_because = _difference(before, after) if same_requests else "the scenarios ask for other requests"
+    answered = _answered_share(before), _answered_share(after)
+    fewer = answered[1] < answered[0] - FEWER_ANSWERS
     paired = not unpaired_because
     if paired:
         before, after = _pairs(before, after)
@@ -95,18 +101,26 @@ def compare(
             rows.append(
                 _row(metric, adapter, *figures, paired=paired, measured_s=measured_s, margin=margin, sample_floor=floor)
             )
+    wrong = any(record.wrong for record in b.records)
+    notes = [*_notes(a, b)]
+    if fewer:
+        notes.append(
+            f"B answered {answered[1]:.1%} of its requests, A {answered[0]:.1%}: only answers that came are compared"
+        )
     return Comparison(
         paired=paired,
         unpaired_because=unpaired_because,
         margin=margin,
         rows=tuple(rows),
         verdict=verdict_of(
-            [row.verdict for row in rows],
-            wrong=any(record.wrong for record in b.records),
+            [*(row.verdict for row in rows), *([Verdict.UNDECIDED] if fewer else [])],
+            wrong=wrong,
             healthy=not a.health.faults and not b.health.faults,
             interrupted=False,
         ),
-        notes=tuple(_notes(a, b)),
+        notes=tuple(notes),
+        wrong=wrong,
+        fewer_answers=fewer,
     )
 
 
@@ -136,16 +150,16 @@ def _row(
     if ratio is None:
         return row(Verdict.UNDECIDED, "a P95 of 0 has no ratio")
     verdict = Verdict.MISSED if ratio.low > 1 + margin else Verdict.PASS
-    return row(verdict, ratio=ratio, effect=smallest_effect(ratio))
+    return row(verdict, ratio=ratio, effect=smallest_effect(ratio, margin))
 
 
-def smallest_effect(ratio: Estimate) -> float:
-    """The ratio beyond which the lower bound would have been above 1, with resamples that spread as these did.
+def smallest_effect(ratio: Estimate, margin: float = 0.0) -> float:
+    """The ratio beyond which the lower bound would have been above 1 + margin, had resamples spread as these did.
 
     They spread by a factor: value / low. Where few slow requests make the spread lopsided, with the value near its lower
     end, half of the whole spread counts, √(high / low). A P95 that is worse by less would have gone unseen.
     """
-    return max(ratio.value / ratio.low, math.sqrt(ratio.high / ratio.low))
+    return (1 + margin) * max(ratio.value / ratio.low, math.sqrt(ratio.high / ratio.low))
 
 
 def p95_ratio(
@@ -231,22 +245,22 @@ def _values(records: Sequence[Record], metric: str, adapter: str | None) -> NDAr
     )
 
 
+def _answered_share(records: Sequence[Record]) -> float:
+    judged = [record for record in records if record.outcome is not Outcome.CANCELLED]
+    return sum(record.outcome is Outcome.OK for record in judged) / len(judged) if judged else 0.0
+
+
 def _has(records: Sequence[Record], metric: str) -> bool:
     return any(METRICS[metric](record) for record in records if record.outcome is Outcome.OK)
 
 
 def _notes(a: Run, b: Run) -> Iterator[str]:
-    rates = []
     for name, run in (("A", a), ("B", b)):
         yield from (f"{name} is void: {fault}" for fault in run.health.faults)
         if run.interrupted:
             yield f"{name} was interrupted before its end"
         if wrong := sum(bool(record.wrong) for record in run.records):
             yield f"{name} has {wrong} answers that belonged to somebody else"
-        judged = [record for record in _measured(run) if record.outcome is not Outcome.CANCELLED]
-        rates.append(sum(record.outcome is Outcome.OK for record in judged) / len(judged) if judged else 0.0)
-    if rates[1] < rates[0] - FEWER_ANSWERS:
-        yield f"B answered {rates[1]:.1%} of its requests, A {rates[0]:.1%}: only answers that came are compared"
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def test_pairs_see_what_two_separate_samples_cannot() -> None:
     assert paired.rows[0].ratio is not None
     assert unpaired.rows[0].ratio is not None
     assert paired.rows[0].ratio.value == unpaired.rows[0].ratio.value
-    assert (paired.rows[0].smallest_effect or 0) < 1.05 < (unpaired.rows[0].smallest_effect or 0)
+    assert (paired.rows[0].smallest_effect or 0) < 1.1 < (unpaired.rows[0].smallest_effect or 0)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,11 @@ def test_runs_of_different_schedules_are_not_paired_and_it_says_so(
     comparison = compare(A, changed(A, change))
     assert not comparison.paired
     assert said in comparison.unpaired_because
+
+
+def test_runs_that_ask_for_other_answers_are_not_paired() -> None:
+    longer = run_of(BASE, requests={"max_tokens": 999})
+    assert compare(A, longer).unpaired_because == "the scenarios ask for other requests"
 
 
 def test_runs_that_share_few_requests_are_not_paired() -> None:
@@ -115,6 +120,8 @@ def test_only_requests_that_both_runs_answered_are_pairs() -> None:
 
     comparison = compare(A, changed(A, fail_some))
     assert [row.samples for row in comparison.rows] == [540, 540]
+    assert (comparison.verdict, comparison.fewer_answers) == (Verdict.UNDECIDED, True)
+    assert compare(changed(A, fail_some), A).verdict is Verdict.PASS
     assert comparison.notes == ("B answered 90.0% of its requests, A 100.0%: only answers that came are compared",)
 
 
@@ -170,6 +177,7 @@ def test_the_smallest_effect_seen_is_where_the_lower_bound_would_leave_1() -> No
     assert smallest_effect(Estimate(0.9, 0.75, 1.0)) == pytest.approx(1.2)
     assert smallest_effect(Estimate(1.0, 1.0, 1.21)) == pytest.approx(1.1)  # lopsided
     assert smallest_effect(Estimate(1.0, 1.0, 1.0)) == 1.0
+    assert smallest_effect(Estimate(1.1, 1.0, 1.2), 0.5) == pytest.approx(1.65)
 
 
 def test_the_interval_is_as_wide_as_the_ratio_really_varies() -> None:
@@ -220,6 +228,12 @@ def invoke(folder: Path, a: Run, b: Run, *arguments: str) -> Result:
         (slower_by(1.5), 1, "MISSED"),
         (run_of(BASE[:50]), 3, "50 of 300 samples needed"),
         (run_of(BASE, health=SICK), 4, "VOID"),
+        (changed(slower_by(0.5), lambda record: replace(record, wrong="legal")), 1, "B has wrong answers."),
+        (
+            changed(slower_by(0.5), lambda r: replace(r, outcome=Outcome.FAILED) if r.id.endswith("0") else r),
+            3,
+            "B answered fewer requests.",
+        ),
     ],
 )
 def test_the_command_exits_with_the_verdict(b: Run, exit_code: int, said: str, tmp_path: Path) -> None:
@@ -238,7 +252,8 @@ def test_the_command_prints_one_json_document(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["--margin", "five"], "5% or 0.05"), (["--metric", "speed"], "metric 'speed'")]
+    ("arguments", "said"),
+    [(["--margin", "five"], "5% or 0.05"), (["--margin", "5"], "write 5%"), (["--metric", "speed"], "metric 'speed'")],
 )
 def test_wrong_usage_has_its_own_exit_code(arguments: list[str], said: str, tmp_path: Path) -> None:
     result = invoke(tmp_path, A, A, *arguments)
