@@ -17,7 +17,7 @@ import orjson
 
 from loadtests.answers import Answer, error_of, fault_of, judged_text
 from loadtests.connection import BrokenConnectionError, Clock, ConnectionPool
-from loadtests.errors import TargetError
+from loadtests.errors import NoModelsError, TargetError
 from loadtests.record import Outcome, Record
 from loadtests.scenario import Scenario
 from loadtests.schedule import Planned
@@ -65,7 +65,7 @@ class Client:
         self._canary_fields = {"temperature": 0.0, **plain}
 
     async def models(self, tenant: str) -> list[str]:
-        """What GET /v1/models lists for the tenant's key. Raises TargetError."""
+        """What GET /v1/models lists for the tenant's key. Raises TargetError, NoModelsError where it lists none."""
         url = f"{self._base}/v1/models"
         try:
             async with self._session.get(url, headers=self._headers.get(tenant)) as response:
@@ -81,7 +81,7 @@ class Client:
         try:
             return [str(model["id"]) for model in orjson.loads(body)["data"]]
         except (orjson.JSONDecodeError, KeyError, TypeError) as exc:
-            raise TargetError(
+            raise NoModelsError(
                 f"GET {url} answered {response.status} without a list of models. Is {self._base} an "
                 "OpenAI-compatible server? Then name the adapters in the scenario."
             ) from exc

@@ -4,6 +4,7 @@ LoadTestError
 ├── ScenarioError     a scenario file that cannot be run; carries every fault with its place
 ├── ObjectiveError    an objective that cannot be understood
 ├── TargetError       the server to measure cannot be reached, or refuses the key
+│   └── NoModelsError     it answers, but does not list its models
 └── RecordError       the records of an earlier run cannot be read
 
 A measured failure (an error answer, a broken stream, a missed objective) is a result, not an error.
@@ -30,6 +31,10 @@ class ObjectiveError(LoadTestError):
 
 
 class TargetError(LoadTestError):
+    pass
+
+
+class NoModelsError(TargetError):
     pass
 
 

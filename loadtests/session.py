@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.client import Client, open_for
-from loadtests.errors import LoadTestError, TargetError
+from loadtests.errors import LoadTestError, NoModelsError, TargetError
 from loadtests.events import play_events
 from loadtests.export import write_csv
 from loadtests.health import assess, cpu_s
@@ -74,11 +74,21 @@ def resolve_keys(scenario: Scenario, given: Sequence[str], environment: Mapping[
 
 async def plan(scenario: Scenario, client: Client, *, salt: str = "") -> Plan:
     """Asks the server what each tenant may call. salt: of the run, in every mark. Raises TargetError."""
+    neighbours = {phase.neighbour.tenant for phase in scenario.phases if phase.neighbour}
     models: dict[str, list[str]] = {}
     for tenant in scenario.tenants:
         wanted = tenant.adapters or scenario.adapters
-        listed = await client.models(tenant.name)  # asked for in any case: better to fail now than with every request
-        models[tenant.name] = listed if wanted == "all" else list(wanted)
+        named = [] if wanted == "all" else wanted
+        models[tenant.name] = list(named)
+        if not tenant.share and tenant.name not in neighbours:
+            continue  # its key is for events only
+        try:
+            listed = await client.models(tenant.name)  # even when named: better to fail now than with every request
+        except NoModelsError:
+            if not named:
+                raise
+        else:
+            models[tenant.name] = list(named) or listed
         if not models[tenant.name]:
             raise TargetError(f"GET /v1/models lists nothing for tenant '{tenant.name}': there is nothing to ask.")
     workload = Workload(scenario, models, load_inputs(scenario), salt=salt)

@@ -33,6 +33,7 @@ class FakeServer:
         self.models = ["base", "support"]
         self.script: Script = lambda _: GOOD
         self.status = 200
+        self.lists_models = True
         self.headers: dict[str, str] = {}  # of every answer, over those it has anyway
         self.key: str | None = None
         self.requests: list[tuple[dict[str, Any], str]] = []  # body, authorization
@@ -43,6 +44,8 @@ class FakeServer:
         self.url = ""
 
     async def _models(self, request: web.Request) -> web.Response:
+        if not self.lists_models:
+            raise web.HTTPNotFound
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             return web.json_response({"error": {"message": "Invalid API key", "code": "invalid_api_key"}}, status=401)
         return web.json_response({"object": "list", "data": [{"id": name} for name in self.models]})

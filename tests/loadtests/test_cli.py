@@ -18,7 +18,7 @@ from tests.loadtests.server import GOOD, ROLE, FakeServer
 SECRET = "lk-very-secret"
 
 
-def invoke(server: FakeServer, folder: Path, *arguments: str, **fields: Any) -> Result:
+def invoke(server: FakeServer, folder: Path, *arguments: str, key: str = SECRET, **fields: Any) -> Result:
     scenario = {
         "name": "small",
         "load": {"kind": "constant", "rate_per_s": 40},
@@ -31,7 +31,7 @@ def invoke(server: FakeServer, folder: Path, *arguments: str, **fields: Any) -> 
     path = folder / "scenario.yaml"
     path.write_text(yaml.safe_dump(scenario))
     return CliRunner().invoke(
-        app, ["run", str(path), "--url", server.url, "--out", str(folder / "out"), "--key", SECRET, *arguments]
+        app, ["run", str(path), "--url", server.url, "--out", str(folder / "out"), "--key", key, *arguments]
     )
 
 
@@ -108,6 +108,26 @@ def test_a_server_that_does_not_answer_is_wrong_usage(tmp_path: Path) -> None:
     result = invoke(away, tmp_path)
     assert result.exit_code == 2
     assert "No server answers" in result.output
+
+
+def test_a_server_that_lists_no_models_can_be_measured_where_adapters_are_named(
+    threaded_server: FakeServer, tmp_path: Path
+) -> None:
+    threaded_server.lists_models = False
+    refused = invoke(threaded_server, tmp_path)
+    assert (refused.exit_code, "name the adapters" in refused.output) == (2, True)
+    assert invoke(threaded_server, tmp_path, adapters=["support"]).exit_code == 0
+
+
+def test_a_tenant_that_only_has_events_needs_no_models(threaded_server: FakeServer, tmp_path: Path) -> None:
+    threaded_server.key = SECRET
+    tenants = [{"name": "acme"}, {"name": "operator", "share": 0}]
+    result = invoke(threaded_server, tmp_path, key=f"acme={SECRET}", tenants=tenants)
+    assert result.exit_code == 0, result.output
+    load = {"kind": "poisson", "rate_per_s": 1}
+    phases = [{"name": "a", "duration_s": 1, "neighbour": {"tenant": "operator", "load": load}}]
+    result = invoke(threaded_server, tmp_path, key=f"acme={SECRET}", tenants=tenants, phases=phases)
+    assert (result.exit_code, "tenant 'operator'" in result.output) == (2, True)
 
 
 def test_a_folder_without_records_is_wrong_usage(tmp_path: Path) -> None:
