@@ -101,7 +101,7 @@ def summarise(run: Run) -> Summary:
         errors=tuple(error_counts(record for record in run.records if record.phase in names)),
         wrong=wrong,
         limits=limits,
-        working_sets=tuple(working_sets(scenario.phases, views[EVERY_PHASE])),
+        working_sets=tuple(working_sets(scenario.phases, views[EVERY_PHASE], sample_floor=scenario.sample_floor)),
         audit=audit,
     )
 

@@ -22,6 +22,7 @@ class Row:
     p95: Estimate | None  # None: no answer came
     goodput: float
     good_per_s: float
+    note: str = ""  # why it is not judged for a cliff
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,26 @@ class WorkingSet:
     cliff: Cliff | None
 
 
-def working_sets(phases: Sequence[Phase], groups: Sequence[Group]) -> list[WorkingSet]:
-    """Of each phase that was expanded into NAME-SIZE, two sizes at least."""
+def working_sets(phases: Sequence[Phase], groups: Sequence[Group], *, sample_floor: int) -> list[WorkingSet]:
+    """Of each phase that was expanded into NAME-SIZE, two sizes at least. sample_floor: requests a size is judged by."""
     measured = {group.name: group for group in groups if group.kind == "phase"}
     sizes: dict[str, list[tuple[int, Group]]] = {}
     for phase in phases:
         size = phase.adapters
         if isinstance(size, int) and phase.name.endswith(f"-{size}") and phase.name in measured:
             sizes.setdefault(phase.name.removesuffix(f"-{size}"), []).append((size, measured[phase.name]))
-    return [_working_set(name, some) for name, some in sizes.items() if len(some) > 1]
+    return [_working_set(name, some, sample_floor) for name, some in sizes.items() if len(some) > 1]
 
 
-def _working_set(name: str, sizes: Sequence[tuple[int, Group]]) -> WorkingSet:
+def _working_set(name: str, sizes: Sequence[tuple[int, Group]], sample_floor: int) -> WorkingSet:
     metric = "ttft" if any("ttft" in group.metrics for _, group in sizes) else "e2e"
     rows = []
     for size, group in sorted(sizes, key=lambda one: one[0]):
         distribution = group.metrics.get(metric)
         p95 = distribution.percentile(95.0) if distribution else None
-        rows.append(Row(size, group.name, group.judged, p95, group.goodput, group.good_per_s))
-    return WorkingSet(name, metric, tuple(rows), find_cliff(rows))
+        note = f"{group.judged} of {sample_floor} samples needed" if group.judged < sample_floor else ""
+        rows.append(Row(size, group.name, group.judged, p95, group.goodput, group.good_per_s, note))
+    return WorkingSet(name, metric, tuple(rows), find_cliff([row for row in rows if not row.note]))
 
 
 def find_cliff(rows: Sequence[Row]) -> Cliff | None:

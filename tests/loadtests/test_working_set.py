@@ -57,7 +57,9 @@ def test_a_working_set_is_read_from_the_phases_it_was_expanded_into() -> None:
         for i in range(50)
     ]
     records.append(make_record(1, phase="sweep-2", outcome=Outcome.FAILED))
-    (found,) = working_sets(phases, groups(Columns(records, {"sweep-8": {"ttft": 0.4}}), windows, seed=0))
+    (found,) = working_sets(
+        phases, groups(Columns(records, {"sweep-8": {"ttft": 0.4}}), windows, seed=0), sample_floor=50
+    )
     assert (found.name, found.metric, [row.size for row in found.rows]) == ("sweep", "ttft", [2, 4, 8])
     assert [row.goodput for row in found.rows] == [50 / 51, 1.0, 0.0]
     assert [row.p95.value for row in found.rows if row.p95] == pytest.approx([0.1, 0.1, 2.0])
@@ -68,6 +70,19 @@ def test_where_nothing_streams_the_end_to_end_time_is_shown() -> None:
     phases = expand_working_sets([Phase(name="sweep", duration_s=5, working_set=[1, 2])])
     windows = [PhaseWindow(phase.name, True, 0.0, 5.0) for phase in phases]
     records = [make_record(i, phase=phase.name, stream=False) for phase in phases for i in range(5)]
-    (found,) = working_sets(phases, groups(Columns(records), windows, seed=0))
+    (found,) = working_sets(phases, groups(Columns(records), windows, seed=0), sample_floor=5)
     assert found.metric == "e2e"
     assert all(row.p95 for row in found.rows)
+
+
+def test_a_size_of_few_requests_is_not_judged_for_a_cliff() -> None:
+    phases = expand_working_sets([Phase(name="sweep", duration_s=5, working_set=[1, 2, 4])])
+    windows = [PhaseWindow(phase.name, True, 0.0, 20.0) for phase in phases]
+    records = [
+        make_record(i, phase=f"sweep-{size}", ttft_s=0.1 * size)
+        for size, count in ((1, 50), (2, 49), (4, 50))
+        for i in range(count)
+    ]
+    (found,) = working_sets(phases, groups(Columns(records), windows, seed=0), sample_floor=50)
+    assert [row.note for row in found.rows] == ["", "49 of 50 samples needed", ""]
+    assert found.cliff == Cliff(1, 4, "p95")
