@@ -85,7 +85,7 @@ def run(
         folder = out or default_folder(scenario.name)
         view, calibration = LiveView(Console(stderr=True)), latest_calibration(lorikeet_home())
         measured, summary = _in_loop(measure(scenario, address, keys, folder, calibration=calibration, view=view))
-    except LoadTestError as exc:
+    except (LoadTestError, OSError) as exc:  # OSError: --out cannot be written
         raise _usage(exc) from exc
     _show(measured, summary, folder, as_json=as_json)
     raise typer.Exit(summary.exit_code)
@@ -152,7 +152,7 @@ def report(
     """
     try:
         measured, summary = replot(folder)
-    except LoadTestError as exc:
+    except (LoadTestError, OSError) as exc:
         raise _usage(exc) from exc
     _show(measured, summary, folder, as_json=as_json)
     raise typer.Exit(summary.exit_code)
@@ -289,7 +289,7 @@ def _in_loop(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
-def _usage(exc: LoadTestError) -> typer.Exit:
+def _usage(exc: Exception) -> typer.Exit:
     Console(stderr=True).print(f"[red]error:[/red] {escape(str(exc))}", highlight=False, soft_wrap=True)
     return typer.Exit(USAGE)
 

@@ -168,9 +168,15 @@ async def open_client(
     temperature: float = 0.0,
     extra: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Client]:
-    parts = urlsplit(url)
-    tls = ssl.create_default_context() if parts.scheme == "https" else None
-    pool = ConnectionPool(parts.hostname or "", parts.port or (443 if tls else 80), tls)
+    """Raises TargetError for an address that is none, or a key that cannot be sent."""
+    scheme, host, port = _address(url)
+    for tenant, key in keys.items():
+        if not (key.isascii() and key.isprintable()):
+            raise TargetError(
+                f"The API key of tenant '{tenant}' holds a character that no key can: copied with a typo?"
+            )
+    tls = ssl.create_default_context() if scheme == "https" else None
+    pool = ConnectionPool(host, port or (443 if tls else 80), tls)
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         try:
@@ -237,6 +243,17 @@ class _Reading:
             record.error = answer.error or "no finish_reason: the answer just ended"
         else:
             record.outcome = Outcome.OK
+
+
+def _address(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port. Raises TargetError."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and url.isascii():
+            return parts.scheme, parts.hostname, parts.port
+    except ValueError as exc:
+        raise TargetError(f"{url} is no address of a server: {exc}.") from exc
+    raise TargetError(f"{url} is no address of a server: give one such as http://127.0.0.1:8080.")
 
 
 def _base(url: str) -> str:

@@ -232,6 +232,8 @@ def load_scenario(path: Path) -> Scenario:
         raise ScenarioError(str(path), [f"cannot be read: {exc}"]) from exc
     except yaml.YAMLError as exc:
         raise ScenarioError(str(path), [describe_yaml_error(exc)]) from exc
+    except ValueError as exc:  # a date such as 2026-13-45
+        raise ScenarioError(str(path), [f"not YAML: {exc}"]) from exc
     if not isinstance(content, dict):
         raise ScenarioError(str(path), ["expected a mapping at the top (name, load, phases, …)"])
     try:

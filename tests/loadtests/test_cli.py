@@ -130,6 +130,15 @@ def test_a_tenant_that_only_has_events_needs_no_models(threaded_server: FakeServ
     assert (result.exit_code, "tenant 'operator'" in result.output) == (2, True)
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_sent(
+    threaded_server: FakeServer, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    result = invoke(threaded_server, tmp_path, "--out", str(tmp_path / "file" / "out"))
+    assert (result.exit_code, threaded_server.requests) == (2, [])
+    assert "Not a directory" in result.output
+
+
 def test_a_folder_without_records_is_wrong_usage(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["report", str(tmp_path)]).exit_code == 2
 

@@ -190,6 +190,23 @@ async def test_no_connection_and_no_answer_in_time_are_failures(server: FakeServ
     assert (record.outcome, record.error) == (Outcome.FAILED, "timeout")
 
 
+@pytest.mark.parametrize(
+    ("url", "key", "said"),
+    [
+        ("http://h:99999", "lk", "no address of a server: Port out of range"),
+        ("http://[h", "lk", "no address of a server"),
+        ("http://:80", "lk", "no address of a server"),
+        ("http://h/–", "lk", "no address of a server"),
+        ("http://h", "lk–acme", "The API key of tenant 'acme'"),
+        ("http://h", "lk\n", "The API key of tenant 'acme'"),
+    ],
+)
+async def test_an_address_or_a_key_that_cannot_be_sent_is_refused(url: str, key: str, said: str) -> None:
+    with pytest.raises(TargetError, match=said):
+        async with open_client(url, {"acme": key}, timeout_s=1):
+            pass
+
+
 async def test_a_cancelled_request_stays_censored(server: FakeServer) -> None:
     server.script = lambda _: [ROLE, 5.0, *GOOD]
     record = Record("steady-0", "steady", "acme", "support", True, 0.0)

@@ -39,7 +39,10 @@ def test_every_fault_is_named_with_its_line_and_field(tmp_path: Path) -> None:
     assert places == {"line 2 load.rate_per_s", "line 5 objectives[1]", "line 10 phases[1].bogus"}
 
 
-@pytest.mark.parametrize(("text", "said"), [("name: [", "not YAML"), ("- a", "expected a mapping")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("name: [", "not YAML"), ("due: 2024-13-45", "not YAML: month must be"), ("- a", "expected a mapping")],
+)
 def test_what_is_no_scenario_at_all_is_refused(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "scenario.yaml").write_text(text)
     with pytest.raises(ScenarioError, match=said):
@@ -71,6 +74,7 @@ def faults_of(folder: Path, fields: str, *, load: str = "{kind: poisson, rate_pe
         ("popularity: {kind: geometric, ratio: 2}", "popularity.ratio: Input should be less"),
         ("popularity: {kind: hot_set, size: 2}", "popularity.share: Field required"),
         ("popularity: {kind: weights, path: none.csv}", "popularity.path: no such file: "),
+        ("rotate_s: .inf", "rotate_s: Input should be a finite number"),
         ("rotate_s: 0", "rotate_s: Input should be greater"),
         ("canary_share: 0.5", "canary_share: there are no canaries"),
         ("canaries: [{adapter: a, prompt: b, expect: c, tenant: d}]", "canaries[0].tenant: no such tenant: d"),
