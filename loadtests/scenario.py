@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_va
 
 from loadtests.errors import ObjectiveError, ScenarioError
 from loadtests.faults import Location, PlacedFaultsError, describe_faults, describe_yaml_error
-from loadtests.loads import AnyLoad, Closed, Load, Touch, TraceLoad
+from loadtests.loads import AnyLoad, Closed, Load, Poisson, Touch, TraceLoad
 from loadtests.parts import Part
 from loadtests.phases import Phase, expand_working_sets
 from loadtests.popularity import AnyPopularity, Popularity, Uniform
@@ -119,7 +119,7 @@ class Scenario(Part):
     canary_share: float = Field(
         0.0, ge=0, le=1, description="Of the requests to an adapter with canaries, this share asks one instead."
     )
-    load: Load
+    load: Load = Field(Poisson(rate_per_s=1.0), description="By default one Poisson arrival a second.")
     phases: list[Phase] = Field(min_length=1)
     drain_s: float = Field(60.0, ge=0, description="Wait for answers after the last phase; later ones are cut off.")
     shards: int = Field(1, gt=0, le=256, description="Processes that send; more than one where one core is too little.")
@@ -235,7 +235,7 @@ def load_scenario(path: Path) -> Scenario:
     except ValueError as exc:  # a date such as 2026-13-45
         raise ScenarioError(str(path), [f"not YAML: {exc}"]) from exc
     if not isinstance(content, dict):
-        raise ScenarioError(str(path), ["expected a mapping at the top (name, load, phases, …)"])
+        raise ScenarioError(str(path), ["expected a mapping at the top (name, phases, …)"])
     try:
         return Scenario.model_validate(content, context={"folder": path.parent})
     except ValidationError as exc:

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from loadtests.errors import LoadTestError, ScenarioError
 from loadtests.inputs import load_inputs
+from loadtests.loads import Poisson
 from loadtests.scenario import Scenario, load_scenario
 from loadtests.session import resolve_keys
 from tests.loadtests.factories import make_scenario
@@ -28,6 +29,11 @@ phases:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_scenario_that_comes_along_can_be_run(path: Path) -> None:
     load_inputs(load_scenario(path))
+
+
+def test_load_is_open_unless_said_otherwise() -> None:
+    scenario = Scenario.model_validate({"name": "x", "phases": [{"name": "a", "duration_s": 1}]})
+    assert scenario.load == Poisson(rate_per_s=1)
 
 
 def test_every_fault_is_named_with_its_line_and_field(tmp_path: Path) -> None:
