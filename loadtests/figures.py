@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from loadtests.groups import LABELS, Group, is_good
+from loadtests.groups import Group, is_good, labels_of
 from loadtests.panels import panels
 from loadtests.plots.bars import Bar, percentile_bars
 from loadtests.plots.canvas import COLOURS, palette
@@ -189,9 +189,10 @@ def _curves(run: Run, summary: Summary, metric: str, kind: str) -> Figure:
     shown = [group.name for group in parties.groups][:COLOURS]
     measured = {window.name for window in run.windows if window.measured and fnmatchcase(window.name, parties.phases)}
     values: dict[str, list[float]] = {name: [] for name in shown}
+    label = labels_of(run.records)[kind]
     for record in run.records:
         if record.outcome is Outcome.OK and record.phase in measured:
-            values.get(LABELS[kind](record), []).extend(METRICS[metric](record))
+            values.get(label(record), []).extend(METRICS[metric](record))
     named = {NAMES.get(name, name): some for name, some in values.items()}
     note = f"The first {COLOURS} of {len(parties.groups)}." if len(parties.groups) > COLOURS else ""
     drawing = distribution_curves(named, parties.limit_s)

@@ -90,13 +90,29 @@ def _temperature(record: Record) -> str:
     return "" if record.load_s is None else "cold" if record.load_s > 0 else "warm"
 
 
-LABELS: dict[str, Callable[[Record], str]] = {
-    "adapter": lambda record: record.adapter,
-    "tenant": lambda record: record.tenant,
-    "phase": lambda record: record.phase,
-    "temperature": _temperature,  # whether the adapter had to be loaded first, as the gateway reports
-    "visit": lambda record: record.visit,
-}
+def adapter_names(records: Iterable[Record]) -> dict[tuple[str, str], str]:
+    """Of each tenant and adapter asked for, its name in the run: tenant/adapter where several tenants use the name.
+
+    A bare name is the caller's own adapter, so these are different ones.
+    """
+    asked = {(record.tenant, record.adapter) for record in records}
+    tenants = Counter(adapter for _, adapter in asked)
+    return {
+        (tenant, adapter): f"{tenant}/{adapter}" if tenants[adapter] > 1 and "/" not in adapter else adapter
+        for tenant, adapter in asked
+    }
+
+
+def labels_of(records: Iterable[Record]) -> dict[str, Callable[[Record], str]]:
+    """Of each kind of group, which of them a record belongs to; empty: none. records: of the whole run."""
+    names = adapter_names(records)
+    return {
+        "adapter": lambda record: names[record.tenant, record.adapter],
+        "tenant": lambda record: record.tenant,
+        "phase": lambda record: record.phase,
+        "temperature": _temperature,  # whether the adapter had to be loaded first, as the gateway reports
+        "visit": lambda record: record.visit,
+    }
 
 
 class Columns:
@@ -108,7 +124,8 @@ class Columns:
         self.records = records
         self.good = np.array([is_good(record, limits.get(record.phase, {})) for record in records], dtype=bool)
         self.judged = np.array([record.outcome is not Outcome.CANCELLED for record in records], dtype=bool)
-        self.labels = {kind: np.array([of(record) for record in records], dtype=str) for kind, of in LABELS.items()}
+        labels = labels_of(records)
+        self.labels = {kind: np.array([of(record) for record in records], dtype=str) for kind, of in labels.items()}
         self._end_s = np.array([np.nan if record.end_s is None else record.end_s for record in records])
         done = [i for i, record in enumerate(records) if record.outcome is Outcome.OK]
         self._metrics: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}

@@ -144,3 +144,19 @@ def test_there_is_no_fairness_where_there_is_nothing_to_compare(tenants: list[st
     outcome = Outcome.OK if len(tenants) == 1 else Outcome.FAILED
     records = [make_record(i, tenant=tenant, outcome=outcome) for i, tenant in enumerate(tenants)]
     assert "tenant" not in group_of(records, "overall", "all").fairness
+
+
+def test_adapters_of_several_tenants_that_share_a_name_are_told_apart() -> None:
+    asked = [("acme", "support"), ("zeta", "support"), ("acme", "legal"), ("acme", "lib/all"), ("zeta", "lib/all")]
+    records = [
+        make_record(i, tenant=asked[i % 5][0], adapter=asked[i % 5][1], ttft_s=9.0 if i % 5 == 1 else 0.1)
+        for i in range(20)
+    ]
+    found = {one.name: one for one in groups(Columns(records, {"steady": {"ttft": 1.0}}), WINDOWS, seed=0)}
+    assert {name: one.goodput for name, one in found.items() if one.kind == "adapter"} == {
+        "acme/support": 1.0,
+        "zeta/support": 0.0,
+        "legal": 1.0,
+        "lib/all": 1.0,
+    }
+    assert found["all"].fairness["adapter"].parties == 4
