@@ -194,7 +194,8 @@ class _Generator:
     async def _caller(self, sequence: Iterator[Planned], end_s: float, think_s: float) -> None:
         while (now_s := self._run.clock()) < end_s:
             record = await self._converse(next(sequence), now_s, end_s)
-            await asyncio.sleep(think_s if record.outcome is Outcome.OK else max(think_s, RETRY_PAUSE_S))
+            served = record.outcome in (Outcome.OK, Outcome.CANCELLED)
+            await asyncio.sleep(think_s if served else max(think_s, RETRY_PAUSE_S))
 
     async def _converse(self, planned: Planned, intended_s: float, end_s: float) -> Record:
         """The request and what follows it; the last record. No turn begins after end_s, nor after one that failed."""

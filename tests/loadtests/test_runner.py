@@ -1,6 +1,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from loadtests.client import open_client
 from loadtests.health import assess
 from loadtests.inputs import load_inputs
 from loadtests.record import Health, Outcome, PhaseWindow
-from loadtests.runner import Beside, Execution, Shard, cut_windows, execute
+from loadtests.runner import RETRY_PAUSE_S, Beside, Execution, Shard, cut_windows, execute
 from loadtests.schedule import Workload, plan_schedule
 from loadtests.stats import nearest_rank
 from tests.loadtests.factories import make_scenario
@@ -119,6 +120,15 @@ async def test_a_closed_loop_never_has_more_requests_open_than_callers(server: F
     execution, _ = await run(server, load={"kind": "closed", "concurrency": 3})
     assert max_open(execution) == 3
     assert len(execution.records) > 6
+
+
+async def test_a_caller_that_would_have_left_asks_again_at_once(server: FakeServer) -> None:
+    execution, _ = await run(
+        server, load={"kind": "closed", "concurrency": 1}, requests={"cancel": {"share": 1, "after_s": 9}}
+    )
+    assert {record.outcome for record in execution.records} == {Outcome.CANCELLED}
+    pauses_s = [after.intended_s - (before.end_s or 0.0) for before, after in pairwise(execution.records)]
+    assert min(pauses_s) < RETRY_PAUSE_S
 
 
 TURNS = {"prompts": {"kind": "builtin"}, "turns": {"count": 3, "think_s": 0.05}}
