@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from loadtests.errors import LoadTestError
 from loadtests.record import METRICS, Outcome, Record, Run
-from loadtests.scenario import Scenario
 from loadtests.slo import Verdict, verdict_of
 from loadtests.stats import CONFIDENCE, RESAMPLES, Estimate, nearest_rank, rank_of
-from loadtests.summary import EXIT_CODES
+from loadtests.summary import EXIT_CODES, scenario_of
 
 FORMAT = "lorikeet.loadtest.comparison"
 VERSION = 1
@@ -79,7 +78,7 @@ def compare(
         if metric not in METRICS or metric == "chunk_gap":
             known = ", ".join(name for name in METRICS if name != "chunk_gap")
             raise LoadTestError(f"Nothing to compare by the metric '{metric}'. There are {known}.")
-    floor = max(Scenario.model_validate(dict(run.scenario)).sample_floor for run in (a, b))
+    floor = max(scenario_of(run).sample_floor for run in (a, b))
     before, after = _measured(a), _measured(b)
     same_requests = a.scenario.get("requests") == b.scenario.get("requests")
     unpaired_because = _difference(before, after) if same_requests else "the scenarios ask for other requests"

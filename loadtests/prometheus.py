@@ -30,7 +30,7 @@ def parse_series(text: str) -> Series:
 
 
 def read_series(page: str, series: Series) -> float | None:
-    """The sum over the series; None where the page (Prometheus text format) has no number for it."""
+    """The sum over the series; None where the page (Prometheus text format) has no finite number for it."""
     values = []
     at = page.find(series.name)
     while at >= 0:
@@ -38,7 +38,7 @@ def read_series(page: str, series: Series) -> float | None:
         line = page[at : end if end >= 0 else len(page)]
         if at == 0 or page[at - 1] == "\n":
             value = _value(line, series)
-            if value is not None and not math.isnan(value):
+            if value is not None and math.isfinite(value):
                 values.append(value)
         at = page.find(series.name, at + len(line))
     return math.fsum(values) if values else None

@@ -194,6 +194,7 @@ def write_run(path: Path, run: Run) -> None:
     header = {
         "format": FORMAT,
         "version": VERSION,
+        "records": len(run.records),
         **{f.name: getattr(run, f.name) for f in fields(run) if f.name != "records"},
     }
     with path.open("wb") as file:
@@ -215,6 +216,8 @@ def read_run(path: Path) -> Run:
             raise RecordError(f"{path} holds no load test records (its first line is no {FORMAT} header).")
         if header["version"] not in READABLE:
             raise RecordError(f"{path} has version {header['version']}; this Lorikeet reads up to version {VERSION}.")
+        if len(lines) - 1 != header.get("records", len(lines) - 1):  # files of before do not say how many
+            raise RecordError(f"{path} is cut short: it holds {len(lines) - 1} of {header['records']} records.")
         return Run(
             scenario=header["scenario"],
             url=header["url"],

@@ -5,7 +5,11 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from pydantic import ValidationError
+
 from loadtests.audit import Audit, TenantAudit, audit_limits
+from loadtests.errors import RecordError
+from loadtests.faults import describe_faults
 from loadtests.groups import Columns, Group, Limits, error_counts, groups
 from loadtests.loads import Closed
 from loadtests.record import Record, Run
@@ -64,8 +68,18 @@ class Summary:
         return price / (group.good_per_s * 3600) * 1000
 
 
+def scenario_of(run: Run) -> Scenario:
+    """As kept with its records. Raises RecordError where it is no scenario (any more)."""
+    try:
+        return Scenario.model_validate(dict(run.scenario))
+    except ValidationError as exc:
+        faults = "; ".join(describe_faults(None, exc))
+        raise RecordError(f"The scenario kept with the run of {run.started_at} cannot be judged: {faults}") from exc
+
+
 def summarise(run: Run) -> Summary:
-    scenario = Scenario.model_validate(dict(run.scenario))
+    """Raises RecordError when the scenario kept with the run is not understood."""
+    scenario = scenario_of(run)
     objectives = parse_objectives(scenario.objectives)
     measured = [window for window in run.windows if window.measured]
     limits = goodput_limits(scenario.goodput, objectives, [window.name for window in measured])

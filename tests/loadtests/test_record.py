@@ -72,6 +72,17 @@ def test_a_file_that_is_no_run_is_refused(content: bytes, said: str, tmp_path: P
         read_run(tmp_path / "records.jsonl")
 
 
+def test_a_file_cut_at_the_end_of_a_line_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    write_run(path, make_run([make_record(i) for i in range(5)]))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-2]))
+    with pytest.raises(RecordError, match="holds 3 of 5 records"):
+        read_run(path)
+    path.write_bytes(b"".join([lines[0].replace(b'"records":5,', b""), *lines[1:]]))  # as written before
+    assert len(read_run(path).records) == 5
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="cannot be read"):
         read_run(tmp_path / "records.jsonl")

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from loadtests.compare import compare
+from loadtests.errors import RecordError
 from loadtests.record import Outcome, PhaseWindow, Run
 from loadtests.slo import Verdict
 from loadtests.summary import format_s, summarise, summary_json
@@ -119,6 +121,14 @@ def test_the_same_records_give_the_same_summary() -> None:
 )
 def test_times_are_shown_in_a_fitting_unit(seconds: float, text: str) -> None:
     assert format_s(seconds) == text
+
+
+def test_a_kept_scenario_that_is_not_understood_is_a_fault_of_the_records() -> None:
+    run = make_run(GOOD)
+    later = replace(run, scenario={**run.scenario, "sample_floor": 0, "of_a_later_version": 1})
+    for read in (summarise, lambda run: compare(run, run)):
+        with pytest.raises(RecordError, match=r"2026-01-01.*sample_floor.*of_a_later_version"):
+            read(later)
 
 
 def test_the_worst_miss_is_told_first() -> None:
