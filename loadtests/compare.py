@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtests.errors import LoadTestError
-from loadtests.record import METRICS, Outcome, Record, Run
+from loadtests.record import METRICS, ONE_A_REQUEST, Outcome, Record, Run
 from loadtests.slo import Verdict, verdict_of
 from loadtests.stats import CONFIDENCE, RESAMPLES, Estimate, nearest_rank, rank_of
 from loadtests.summary import EXIT_CODES, scenario_of
@@ -75,9 +75,8 @@ def compare(
     Raises LoadTestError for a metric that has not one value a request.
     """
     for metric in metrics:
-        if metric not in METRICS or metric == "chunk_gap":
-            known = ", ".join(name for name in METRICS if name != "chunk_gap")
-            raise LoadTestError(f"Nothing to compare by the metric '{metric}'. There are {known}.")
+        if metric not in ONE_A_REQUEST:
+            raise LoadTestError(f"Nothing to compare by the metric '{metric}'. There are {', '.join(ONE_A_REQUEST)}.")
     floor = max(scenario_of(run).sample_floor for run in (a, b))
     before, after = _measured(a), _measured(b)
     same_requests = a.scenario.get("requests") == b.scenario.get("requests")

@@ -92,7 +92,6 @@ class Record:
     visit: str = ""  # first, again, after_eviction: in phases that touch each adapter in turn
     turn: int = 0  # of a conversation, from 1
     slow: bool = False  # read with pauses of our own: what came after the first content says nothing of the server
-    mark: str = ""  # the nonce in its prompt
     wrong: str = ""  # why the answer is another adapter's or another tenant's; empty: no sign of it
 
     @property
@@ -158,6 +157,8 @@ METRICS: dict[str, Callable[[Record], list[float]]] = {
     "close": lambda record: _one(record.close_s),  # last content to the end of the answer
 }
 
+ONE_A_REQUEST = tuple(metric for metric in METRICS if metric != "chunk_gap")
+
 
 @dataclass(frozen=True)
 class Health:
@@ -200,8 +201,7 @@ def write_run(path: Path, run: Run) -> None:
     with path.open("wb") as file:
         file.write(orjson.dumps(header) + b"\n")
         for record in run.records:
-            derived = {f"{name}_s": round(v[0], 6) for name, of in METRICS.items() if len(v := of(record)) == 1}
-            derived.pop("chunk_gap_s", None)
+            derived = {f"{name}_s": round(v[0], 6) for name in ONE_A_REQUEST if (v := METRICS[name](record))}
             raw = {name: getattr(record, name) for name in _RECORD_FIELDS}
             raw["content_s"] = [round(instant, 6) for instant in record.content_s]
             file.write(orjson.dumps(derived | raw) + b"\n")

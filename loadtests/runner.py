@@ -139,7 +139,6 @@ def _record(planned: Planned, intended_s: float, *, turn: int = 0) -> Record:
         intended_s=intended_s,
         visit=planned.visit,
         turn=turn,
-        mark=planned.mark,
     )
 
 

@@ -32,7 +32,6 @@ def test_what_happened_beside_the_requests_comes_back(tmp_path: Path) -> None:
         "retry_after_s": 3.0,
         "visit": "again",
         "turn": 2,
-        "mark": "3f2a",
         "wrong": "answered by legal@1",
     }
     run = replace(
@@ -50,7 +49,7 @@ def test_what_happened_beside_the_requests_comes_back(tmp_path: Path) -> None:
 def test_a_file_of_version_1_is_still_judged_and_drawn() -> None:
     run = read_run(VERSION_1)
     assert (len(run.records), run.events, run.samples, run.calibration) == (12, (), (), None)
-    assert {record.wrong + record.visit + record.mark for record in run.records} == {""}
+    assert {record.wrong + record.visit for record in run.records} == {""}
     summary = summarise(run)
     assert summary.overall.metrics["ttft"].count == 11
     assert "support" in render_report(run, summary)
@@ -79,7 +78,10 @@ def test_a_file_cut_at_the_end_of_a_line_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(b"".join(lines[:-2]))
     with pytest.raises(RecordError, match="holds 3 of 5 records"):
         read_run(path)
-    path.write_bytes(b"".join([lines[0].replace(b'"records":5,', b""), *lines[1:]]))  # as written before
+    # as written before: without the count, and with a mark in each record
+    path.write_bytes(
+        b"".join([lines[0].replace(b'"records":5,', b""), *lines[1:]]).replace(b'"wrong"', b'"mark":"3f2a","wrong"')
+    )
     assert len(read_run(path).records) == 5
 
 
