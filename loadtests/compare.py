@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from loadtests.errors import LoadTestError
 from loadtests.record import METRICS, ONE_A_REQUEST, Outcome, Record, Run
 from loadtests.slo import Verdict, verdict_of
-from loadtests.stats import CONFIDENCE, RESAMPLES, Estimate, nearest_rank, rank_of
+from loadtests.stats import CONFIDENCE, RESAMPLES, Estimate, nearest_rank, percentile_of, rank_of
 from loadtests.summary import EXIT_CODES, scenario_of
 
 FORMAT = "lorikeet.loadtest.comparison"
@@ -137,7 +137,7 @@ def _row(
     samples = min(len(a), len(b))
     if not samples:
         return Row(metric, adapter, 0, None, None, None, None, Verdict.UNDECIDED, "no answers to compare")
-    a_s, b_s = nearest_rank(np.sort(a), PERCENT), nearest_rank(np.sort(b), PERCENT)
+    a_s, b_s = percentile_of(a, PERCENT), percentile_of(b, PERCENT)
 
     def row(verdict: Verdict, note: str = "", ratio: Estimate | None = None, effect: float | None = None) -> Row:
         return Row(metric, adapter, samples, a_s, b_s, ratio, effect, verdict, note)
@@ -176,7 +176,7 @@ def p95_ratio(
         return None
     ratios = np.sort(b_draws / a_draws)
     tail = 100 * (1 - CONFIDENCE) / 2
-    value = nearest_rank(np.sort(b), PERCENT) / nearest_rank(np.sort(a), PERCENT)
+    value = percentile_of(b, PERCENT) / percentile_of(a, PERCENT)
     return Estimate(value, nearest_rank(ratios, tail), nearest_rank(ratios, 100 - tail))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from loadtests.connection import Clock
 from loadtests.record import Health, PhaseWindow, Record
 from loadtests.scenario import HealthLimits
-from loadtests.stats import nearest_rank
+from loadtests.stats import percentile_of
 
 SCHEDULER_FACTS = Path("/proc/self/schedstat")  # of the main thread, which runs the event loop
 BEAT_S = 0.01  # 100 wake-ups a second cost about half a percent of a core and see every stall above 10 ms
@@ -128,4 +128,4 @@ def _cpu_share(pulse: Pulse, measured: Sequence[PhaseWindow]) -> float:
 
 
 def _p99(values: Sequence[float]) -> float:
-    return nearest_rank(np.sort(np.array(values)), 99) if values else 0.0
+    return percentile_of(values, 99) if values else 0.0

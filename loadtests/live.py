@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from loadtests.record import Outcome, Record
 from loadtests.runner import Execution
-from loadtests.stats import nearest_rank
+from loadtests.stats import percentile_of
 from loadtests.summary import format_s
 
 REFRESH_S = 0.5  # one drawing takes about a millisecond
@@ -91,16 +90,12 @@ def _latest(records: Sequence[Record]) -> str:
             waits[record.adapter].append(wait_s)
     if not waits:
         return ""
-    everything = _p(95, [wait_s for some in waits.values() for wait_s in some])
-    middle = _p(50, [wait_s for some in waits.values() for wait_s in some])
-    lag = _p(99, [record.lag_s or 0.0 for record in records])
+    everything = percentile_of([wait_s for some in waits.values() for wait_s in some], 95)
+    middle = percentile_of([wait_s for some in waits.values() for wait_s in some], 50)
+    lag = percentile_of([record.lag_s or 0.0 for record in records], 99)
     text = f"latest: P50 {format_s(middle)}, P95 {format_s(everything)}"
-    medians = {adapter: _p(50, some) for adapter, some in waits.items() if len(some) >= FEWEST}
+    medians = {adapter: percentile_of(some, 50) for adapter, some in waits.items() if len(some) >= FEWEST}
     if len(medians) > 1:
         slowest = max(medians, key=lambda adapter: medians[adapter])
         text += f", slowest {escape(slowest)} (P50 {format_s(medians[slowest])})"
     return f"{text}; sent at most {format_s(lag)} late"
-
-
-def _p(percent: float, values: Sequence[float]) -> float:
-    return nearest_rank(np.sort(np.array(values)), percent)

@@ -26,6 +26,11 @@ def nearest_rank(ordered: NDArray[np.float64], percent: float) -> float:
     return float(ordered[rank_of(percent, len(ordered)) - 1])
 
 
+def percentile_of(values: Sequence[float] | NDArray[np.float64], percent: float) -> float:
+    """Nearest rank; values: in any order, not empty."""
+    return nearest_rank(np.sort(np.asarray(values, dtype=np.float64)), percent)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A figure with its bootstrap interval (95 %)."""
