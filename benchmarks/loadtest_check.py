@@ -67,7 +67,8 @@ def ours(folder: Path, url: str, model: str, key: str, rate: float, duration_s: 
 
 def theirs(folder: Path, url: str, model: str, key: str, rate: float, duration_s: float, turn: int) -> Values:
     prompts = [prompt(3_000_000 + 10_000 * turn + n) for n in range(round(rate * duration_s))]
-    extra = json.dumps({"ignore_eos": True, "temperature": 0})
+    # without a tokenizer it would ask for one token
+    extra = json.dumps({"ignore_eos": True, "temperature": 0, "max_completion_tokens": TOKENS})
     command = vllm_bench_command(
         url, model, prompts, folder, tokens=TOKENS, rate_per_s=rate, seed=turn, extra_body=extra
     )
