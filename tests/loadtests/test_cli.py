@@ -60,6 +60,7 @@ def test_the_latest_calibration_is_kept_with_a_run(
     assert read_run(tmp_path / "out" / "records.jsonl").calibration == latest_calibration(tmp_path)
 
 
+@pytest.mark.slow
 def test_no_run_asks_what_an_earlier_one_asked(threaded_server: FakeServer, tmp_path: Path) -> None:
     for closed in ({"kind": "closed", "concurrency": 2}, {"kind": "constant", "rate_per_s": 40}):
         for shards in (1, 2):
@@ -211,6 +212,7 @@ def test_a_report_shows_wrong_answers_first_then_leaks_and_the_cliff(tmp_path: P
     assert "sweep: 2 adapters fit, 4 do not (p95)" in findings
 
 
+@pytest.mark.slow
 def test_what_happened_beside_the_requests_is_in_the_records(threaded_server: FakeServer, tmp_path: Path) -> None:
     threaded_server.page = 'depth{engine="0"} 1\ndepth{engine="1"} 2\n'
     event = {"at_s": 0.1, "name": "move", "request": {"path": "/v1/adapters/a", "tenant": "default", "json": {"a": 1}}}

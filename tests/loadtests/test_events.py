@@ -96,6 +96,7 @@ async def test_an_event_comes_again_until_its_phase_is_over(server: FakeServer) 
     assert all(mark.start_s >= 0.2 + 0.3 * i for i, mark in enumerate(marks))
 
 
+@pytest.mark.slow
 async def test_what_is_not_finished_long_after_the_last_phase_is_ended(server: FakeServer, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     code = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"

@@ -72,6 +72,7 @@ async def test_each_request_is_answered_with_what_was_drawn_for_its_prompt() -> 
         assert all(at_s >= written_s for (at_s, _), written_s in zip(chunks, had.written_s, strict=True))
 
 
+@pytest.mark.slow
 async def test_a_freeze_stops_everything_once() -> None:
     with known_server(freeze_after_s=0.3, freeze_s=1.0) as server:
         async with aiohttp.ClientSession() as session:

@@ -134,6 +134,7 @@ async def test_a_caller_that_would_have_left_asks_again_at_once(server: FakeServ
 TURNS = {"prompts": {"kind": "builtin"}, "turns": {"count": 3, "think_s": 0.05}}
 
 
+@pytest.mark.slow
 async def test_each_turn_of_a_conversation_carries_what_was_said_and_starts_when_the_user_has_thought(
     server: FakeServer,
 ) -> None:
@@ -155,6 +156,7 @@ async def test_each_turn_of_a_conversation_carries_what_was_said_and_starts_when
     assert health.offered == health.scheduled == 8
 
 
+@pytest.mark.slow
 async def test_a_turn_that_fails_ends_its_conversation(server: FakeServer) -> None:
     server.script = lambda body: GOOD if len(body["messages"]) == 1 else [token("a"), DONE]
     execution, _ = await run(

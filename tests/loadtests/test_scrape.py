@@ -1,5 +1,7 @@
 import asyncio
 
+import pytest
+
 from loadtests.runner import Execution
 from loadtests.scenario import Scrape
 from loadtests.scrape import Scraper, scraping_report
@@ -8,6 +10,7 @@ from tests.loadtests.server import FakeServer, until
 WANTED = ["depth", 'depth{engine="1"}', "absent"]
 
 
+@pytest.mark.slow
 async def test_a_page_is_read_every_second_and_a_failed_reading_leaves_a_gap(server: FakeServer) -> None:
     server.page = 'depth{engine="0"} 1\ndepth{engine="1"} 2\n'
     scraper = Scraper(Scrape(name="engine", url=f"{server.url}/metrics", series=WANTED), "lk-metrics")

@@ -49,6 +49,7 @@ async def run(
     return await execute_sharded(scenario, MODELS, server.url, keys, path, stop=stop, jobs=jobs, watchers=watchers)
 
 
+@pytest.mark.slow
 async def test_the_whole_schedule_is_sent_once_on_one_clock(server: FakeServer, tmp_path: Path) -> None:
     phases = [{"name": "warm-up", "duration_s": 0.5, "measured": False}, {"name": "steady", "duration_s": 1.5}]
     execution = await run(server, tmp_path, phases=phases)
@@ -67,6 +68,7 @@ async def test_the_whole_schedule_is_sent_once_on_one_clock(server: FakeServer, 
         assert sorted(lags_s)[len(lags_s) // 2] < 0.5
 
 
+@pytest.mark.slow
 async def test_a_process_that_is_killed_ends_the_run_and_what_came_is_kept(server: FakeServer, tmp_path: Path) -> None:
     async def kill_one(run: Execution) -> None:
         await until(lambda: len(run.records) >= 20)
@@ -87,6 +89,7 @@ async def test_a_process_that_is_killed_ends_the_run_and_what_came_is_kept(serve
     assert workers() == []
 
 
+@pytest.mark.slow
 async def test_stopping_keeps_what_there_is_and_leaves_no_process(server: FakeServer, tmp_path: Path) -> None:
     server.script = lambda _: [ROLE, 60.0]
     stop = asyncio.Event()
