@@ -43,6 +43,7 @@ def ours(folder: Path, url: str, model: str, key: str, rate: float, duration_s: 
         "requests": {
             "prompts": {"kind": "file", "path": "ours.txt"},
             "max_tokens": TOKENS,
+            "nonce": False,  # prompts as long as the other tool's
             "extra": {"ignore_eos": True},
         },
         "load": {"kind": "poisson", "rate_per_s": rate},
