@@ -13,6 +13,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.common import lorikeet, percentile, prompt, save, temporary_key
+from benchmarks.common import lorikeet, prompt, save, temporary_key
 from benchmarks.load_tools import command_line, vllm_bench_command
 from loadtests.record import Outcome, read_run
+from loadtests.stats import estimate
 
 TOKENS = 16
 AGREE = 0.03
@@ -86,22 +88,14 @@ def theirs(folder: Path, url: str, model: str, key: str, rate: float, duration_s
     }
 
 
-def estimate(values: list[float], share: float) -> dict[str, float]:
-    """Nearest rank with its 95 % bootstrap interval."""
-    data, rng = np.array(values), np.random.default_rng(0)
-    draws = [percentile(rng.choice(data, len(data)).tolist(), share) for _ in range(1000)]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return {"value": percentile(values, share), "low": float(low), "high": float(high)}
-
-
 def compare(one: Values, other: Values) -> list[dict[str, Any]]:
-    rows = []
+    rows, rng = [], np.random.default_rng(0)
     for figure in FIGURES:
-        for share in (0.5, 0.95):
-            a, b = estimate(one[figure], share), estimate(other[figure], share)
+        for percent in (50, 95):
+            a, b = (asdict(estimate(np.sort(way[figure]), percent, rng)) for way in (one, other))
             ratio = b["value"] / a["value"]
             agree = abs(ratio - 1) <= AGREE or (a["low"] <= b["high"] and b["low"] <= a["high"])
-            rows.append({"figure": figure, "share": share, "ours": a, "vllm": b, "ratio": ratio, "agree": agree})
+            rows.append({"figure": figure, "percent": percent, "ours": a, "vllm": b, "ratio": ratio, "agree": agree})
     return rows
 
 
@@ -129,7 +123,7 @@ def main() -> None:
     rows = compare(found["ours"], found["vllm"])
     table = Table("figure", "ours", "vllm bench serve", "ratio", "agree", title="milliseconds, with 95 % intervals")
     for row in rows:
-        name, agree = f"{row['figure']} P{row['share'] * 100:g}", "yes" if row["agree"] else "NO"
+        name, agree = f"{row['figure']} P{row['percent']}", "yes" if row["agree"] else "NO"
         table.add_row(name, shown(row["ours"]), shown(row["vllm"]), f"{row['ratio']:.3f}", agree)
     command = command_line("benchmarks.loadtest_check", asked)
     path = save("loadtest_check", {"command": command, "summary": rows, "seconds": found})

@@ -25,9 +25,8 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from adapters.home import home
 from adapters.tensors import open_tensors, save_tensors
-from scripts.installation import Installation
+from scripts.installation import Installation, empty_root
 
 PORT, MERGED_PORT = 8089, 8088
 QUESTION: Any = [{"role": "user", "content": "What should I do when my parrot is bored?"}]
@@ -75,14 +74,8 @@ def main() -> None:
 
 @contextmanager
 def story() -> Iterator[Story]:
-    root = home().create().root / "demo"
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir(parents=True)
     console.print(Panel("One body, many voices: a base model, two tenants, and everything that happens between them."))
-    told = Story(root, PORT, console)
-    for shared in (home().models, home().datasets):  # what was prepared or fetched once serves here too
-        shared.mkdir(exist_ok=True)
-        (root / shared.name).symlink_to(shared)
+    told = Story(empty_root("demo"), PORT, console)
     with told.stopped_at_the_end():
         yield told
 

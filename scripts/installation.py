@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,9 +13,22 @@ from typing import Any
 
 from rich.console import Console
 
+from adapters.home import home
+
 ROOT = Path(__file__).resolve().parent.parent
 LORIKEET = [str(Path(sys.executable).with_name("lorikeet"))]
 TENANT_SCOPES = ("inference", "adapters:read", "adapters:write")
+
+
+def empty_root(name: str) -> Path:
+    """An empty folder under the data folder, which shares the latter's prepared models and fetched data sets."""
+    root = home().create().root / name
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    for shared in (home().models, home().datasets):
+        shared.mkdir(exist_ok=True)
+        (root / shared.name).symlink_to(shared)
+    return root
 
 
 @dataclass

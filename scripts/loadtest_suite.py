@@ -16,9 +16,8 @@ import yaml
 from rich.console import Console
 from rich.progress import track
 
-from adapters.home import home
 from gateway.engines.profile import PROFILES
-from scripts.installation import ROOT, Installation
+from scripts.installation import ROOT, Installation, empty_root
 from tests.factories import make_adapter
 
 PORT = 8087
@@ -34,12 +33,7 @@ def main() -> None:
     parser.add_argument("--scenario", type=Path, default=ROOT / "configs" / "loadtests" / "suite.yaml")
     arguments = parser.parse_args()
     began_s = time.monotonic()
-    root = home().create().root / "loadtest-suite"
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir(parents=True)
-    for shared in (home().models, home().datasets):
-        shared.mkdir(exist_ok=True)
-        (root / shared.name).symlink_to(shared)
+    root = empty_root("loadtest-suite")
     profile = yaml.safe_load((PROFILES / "cpu.yaml").read_text(encoding="utf-8")) | PROFILE
     (root / "suite.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
     own = Installation(root, PORT, console, settings={"LORIKEET_ENGINE": str(root / "suite.yaml")})

@@ -53,9 +53,8 @@ class Batch:
                 reduced = x[first:end] @ a_slots[slot, 0].T
                 out[first:end].addmm_(reduced, b_slots[slot, 0].T, alpha=scale)
             if len(self.rows):
-                reduced = (
-                    x[self.rows] @ a_slots.flatten(0, 2).T
-                )  # through every slot: cheaper than gathering one for each
+                # through every slot: cheaper than gathering one for each
+                reduced = x[self.rows] @ a_slots.flatten(0, 2).T
                 reduced = reduced.unflatten(1, (len(a_slots), -1))[self.order, self.slots]
                 updates = (b_slots[self.slots, 0] @ reduced.unsqueeze(2)).squeeze(2)
                 out.index_add_(0, self.rows, updates, alpha=scale)
