@@ -35,7 +35,7 @@ from loadtests.calibration import CHUNK_OF, PERCENTS, ServerLog, began_s, due_s,
 from loadtests.errors import LoadTestError
 from loadtests.known_server import CHUNKS, MODEL, draw_offsets_s, key_of, row_of
 from loadtests.record import read_run
-from loadtests.stats import nearest_rank
+from loadtests.stats import percentile_of
 
 LOCUST = "locust==2.47.0"
 WARM_UP_S = 1.0
@@ -371,11 +371,6 @@ class Bench:
         return measurement
 
 
-def percentile(values: Floats, percent: float) -> float:
-    """Nearest rank."""
-    return nearest_rank(np.sort(values), percent)
-
-
 def interpolated(values: Floats, percent: float) -> float:
     return float(np.percentile(values, percent))
 
@@ -384,7 +379,7 @@ def compare(tool: Tool, load: Load, report: Report, log: ServerLog, meter: CpuMe
     """The tool's figures beside the known ones, in the tool's own way to take a percentile."""
     offsets_s = draw_offsets_s(load.chunks)[[row_of(key) for key in report.keys]]
     due = due_s(report.starts_s, offsets_s, log.frozen)
-    take = interpolated if tool.interpolates else percentile
+    take = interpolated if tool.interpolates else percentile_of
     known_s = {
         (metric, percent): take(due[:, chunk] - report.starts_s, percent)
         for (metric, chunk), percent in itertools.product(CHUNK_OF.items(), PERCENTS)
@@ -396,7 +391,7 @@ def compare(tool: Tool, load: Load, report: Report, log: ServerLog, meter: CpuMe
         settled = report.starts_s >= report.starts_s.min() + SETTLED_S
         asked = [key for key, keep in zip(report.keys, settled, strict=True) if keep]
         read_s = np.array([log.served[key].read_s if key in log.served else np.inf for key in asked])
-        lag_p99_s = percentile(read_s - report.starts_s[settled], 99)
+        lag_p99_s = percentile_of(read_s - report.starts_s[settled], 99)
         answered_share = sum(key in log.served for key in report.keys) / len(report.keys)
     return Measurement(
         tool=tool.name,
@@ -409,7 +404,7 @@ def compare(tool: Tool, load: Load, report: Report, log: ServerLog, meter: CpuMe
         lag_p99_s=lag_p99_s,
         cpu_s=meter.used_s(begin_s, end_s),
         wall_s=end_s - begin_s,
-        server_late_p99_s=percentile(log.lateness_s(), 99),
+        server_late_p99_s=percentile_of(log.lateness_s(), 99),
     )
 
 
