@@ -68,10 +68,10 @@ async def execute(
     schedule: what this shard sends of each phase. start_ns: when the run begins on the monotonic clock, by default now.
     stop, jobs and watchers: see `conduct`.
     """
-    start_ns = time.monotonic_ns() + round(LEAD_S * 1e9) if start_ns is None else start_ns
     pulse, waited_s = Pulse(), cpu_wait_s()
-    run = Execution(windows(workload.scenario.phases), run_clock(start_ns), pulses=[pulse])
-    with _quiet_memory(), real_time():
+    with _quiet_memory(), real_time():  # takes up to a second in a large process, so the clock starts after it
+        start_ns = time.monotonic_ns() + round(LEAD_S * 1e9) if start_ns is None else start_ns
+        run = Execution(windows(workload.scenario.phases), run_clock(start_ns), pulses=[pulse])
         load = _Generator(workload, schedule, client, run, shard).run()
         await conduct(run, load, stop=stop, jobs=jobs, watchers=[lambda run: pulse.beat(run.clock), *watchers])
     run.waited_for_cpu_s = cpu_wait_s() - waited_s

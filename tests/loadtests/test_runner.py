@@ -84,6 +84,14 @@ async def test_a_stall_of_the_generator_counts_from_the_intended_start_and_makes
     assert any("send lag" in fault for fault in health.faults)
 
 
+async def test_the_clock_starts_when_the_generator_is_ready(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loadtests.runner.gc.collect", lambda: time.sleep(1.0))  # as in a process that holds much
+    execution, _ = await run(server, phases=[{"name": "steady", "duration_s": 0.5}])
+    assert min(record.lag_s or 0.0 for record in execution.records) < 0.4
+
+
 async def test_warm_up_is_kept_apart_and_answers_after_the_end_are_waited_for(server: FakeServer) -> None:
     server.script = lambda _: [ROLE, 0.6, token("a", "stop"), DONE]
     phases = [{"name": "warm-up", "duration_s": 0.3, "measured": False}, {"name": "steady", "duration_s": 0.3}]
