@@ -44,9 +44,15 @@ class Story(Installation):
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     questions: dict[str, dict[str, Any]] = field(default_factory=dict)  # an evaluated row of each model
     latency: dict[str, dict[str, Any]] = field(default_factory=dict)
+    swapped: Counter[str] = field(default_factory=Counter)  # answers while versions were swapped
+    chapters: dict[str, float] = field(default_factory=dict)  # when each began, in seconds
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.began_s
 
     def chapter(self, title: str) -> None:
-        elapsed = time.monotonic() - self.began_s
+        elapsed = self.chapters[title] = self.elapsed_s
         console.print()
         console.rule(f"[bold cyan]{title}[/]  [dim]{int(elapsed // 60)}:{int(elapsed % 60):02d}[/]", align="left")
 
@@ -148,7 +154,7 @@ async def swap(told: Story) -> None:
     told.show("push", str(told.root / "blue"), "--name", "colour", tenant="acme")
     told.show("push", str(told.root / "green"), "--name", "colour", tenant="acme")
     expected = {f"colour@{number}": answer for number, answer in enumerate(ANSWERS.values(), 1)}
-    seen: Counter[str] = Counter()
+    seen = told.swapped
     stop = asyncio.Event()
 
     async def listen(client: openai.AsyncOpenAI) -> None:
@@ -257,8 +263,12 @@ def table(told: Story) -> None:
         cells = [overall["metrics_s"][metric][rank]["value"] for metric in ("ttft", "e2e") for rank in ("p50", "p95")]
         latency.add_row(way, *(f"{1000 * seconds:.0f} ms" for seconds in cells))
     console.print(scores, latency)
-    took_s = time.monotonic() - told.began_s
-    console.print(f"Told in {took_s / 60:.1f} minutes. What was made lies in {told.root}.")
+    record = {"command": "make demo", "seconds": told.elapsed_s, "chapters": told.chapters, "swapped": told.swapped}
+    record |= {"scores": told.scores, "latency": told.latency}
+    (told.root / "story.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    console.print(
+        f"Told in {told.elapsed_s / 60:.1f} minutes. What was made lies in {told.root}, its figures in story.json."
+    )
 
 
 if __name__ == "__main__":
