@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_va
 from loadtests.errors import ObjectiveError, ScenarioError
 from loadtests.faults import Location, PlacedFaultsError, describe_faults, describe_yaml_error
 from loadtests.loads import AnyLoad, Closed, Load, Poisson, Touch, TraceLoad
+from loadtests.pages import parse_page
 from loadtests.parts import Part
 from loadtests.phases import Phase, expand_working_sets
 from loadtests.popularity import AnyPopularity, Popularity, Uniform
@@ -63,14 +64,23 @@ def _named(text: str) -> str:
     return text
 
 
+def _placed(text: str) -> str:
+    parse_page(text)  # raises ValueError
+    return text
+
+
 class Scrape(Part):
     """A Prometheus page read during the run."""
 
     name: str = Field(min_length=1, description="Such as gateway or engine.")
-    url: str = Field(pattern=r"^https?://")
+    url: Annotated[str, AfterValidator(_placed)] = Field(
+        description="http://…, or unix:/path/of.sock:/metrics, whose path may hold $VARIABLES of the environment."
+    )
     key_env: str | None = Field(None, description="Environment variable with a key for it.")
     series: list[Annotated[str, AfterValidator(_named)]] = Field(
-        min_length=1, description='name or name{label="value"}, each summed over the labels it does not name.'
+        min_length=1,
+        description='name or name{label="value"}, each summed over the labels it does not name; or name.label, how many '
+        "names the label lists.",
     )
 
 

@@ -1,10 +1,12 @@
 """Read chosen metrics of servers onto the run's time axis. Nothing is read unless the scenario says so."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 
 import aiohttp
 
+from loadtests.pages import parse_page
 from loadtests.prometheus import parse_series, read_series
 from loadtests.record import Sample
 from loadtests.runner import Execution
@@ -18,17 +20,21 @@ class Scraper:
     """Reads one page again and again until cancelled; a reading that fails leaves a gap."""
 
     def __init__(self, scrape: Scrape, key: str | None) -> None:
+        """Raises TargetError where its address needs a variable that is not set."""
+        page = parse_page(scrape.url)
         self.name = scrape.name
         self.reads = 0
         self.errors: dict[str, int] = {}  # kind to how often
-        self._url = scrape.url
+        self._url = page.url
+        self._socket = page.socket_path(os.environ)
         # not compressed: that would cost both sides processor time
         self._headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._series = {f"{scrape.name}:{text}": parse_series(text) for text in scrape.series}
 
     async def watch(self, run: Execution) -> None:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout, headers=self._headers) as session:
+        connector = aiohttp.UnixConnector(self._socket) if self._socket else None
+        async with aiohttp.ClientSession(timeout=timeout, headers=self._headers, connector=connector) as session:
             await asyncio.sleep(-run.clock())
             while True:
                 try:

@@ -37,12 +37,26 @@ def test_of_very_many_series_those_that_rose_highest_are_drawn_and_the_rest_coun
 
 
 def test_labels_are_told_where_they_differ() -> None:
-    assert short_names(['x_slots{engine="0"}', 'x_slots{engine="1"}']) == {
-        'x_slots{engine="0"}': 'x slots engine="0"',
-        'x_slots{engine="1"}': 'x slots engine="1"',
+    assert short_names(['p:x_slots{engine="0"}', 'p:x_slots{engine="1"}']) == {
+        'p:x_slots{engine="0"}': 'x slots engine="0"',
+        'p:x_slots{engine="1"}': 'x slots engine="1"',
     }
-    assert short_names(["gateway_engine_slots", "gateway_engine_slots_free"]) == {
-        "gateway_engine_slots": "slots",
-        "gateway_engine_slots_free": "slots free",
+    assert short_names(["p:gateway_engine_slots", "p:gateway_engine_slots_free"]) == {
+        "p:gateway_engine_slots": "slots",
+        "p:gateway_engine_slots_free": "slots free",
     }
     assert short_names([]) == {}
+
+
+def test_of_several_pages_each_is_named_and_its_own_common_words_are_left_out() -> None:
+    running, waiting = "engine:vllm:num_requests_running", "engine:vllm:num_requests_waiting"
+    assert short_names([running, waiting, "gateway:gateway_slots"]) == {
+        running: "engine running",
+        waiting: "engine waiting",
+        "gateway:gateway_slots": "gateway gateway slots",
+    }
+
+
+def test_entries_of_a_label_that_are_counted_belong_to_that_labels_subject() -> None:
+    sample = Sample(1.0, {"engine:vllm:lora_requests_info.running_lora_adapters": 2.0, "engine:vllm:slots": 4.0})
+    assert names(sample) == [["running lora adapters", "vllm slots"]]

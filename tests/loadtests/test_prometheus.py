@@ -13,6 +13,9 @@ queue_depth{engine="1",adapter="a"} 5.0 1700000000000
 queue_depth_max 99.0
 slots 1e3
 slots2 5
+holds{running="",waiting="a"} 1.7638e+09
+holds{running="a,b/c@1",waiting=""} 1.7639e+09
+holds{running="a",waiting=""} 1.7637e+09
 broken NaN
 huge +Inf"""
 
@@ -27,15 +30,35 @@ huge +Inf"""
         ("queue_depth_max", 99.0),
         ("queue", None),
         ("slots", 1000.0),
+        ("holds.running", 2.0),
+        ("holds.waiting", 0.0),
+        ("holds.other", None),
+        ("slots.running", None),
         ("broken", None),
         ("huge", None),
     ],
 )
-def test_a_series_is_the_sum_over_the_labels_it_does_not_name(series: str, value: float | None) -> None:
+def test_a_series_is_the_sum_over_the_labels_it_does_not_name_or_what_the_newest_lists(
+    series: str, value: float | None
+) -> None:
     assert read_series(PAGE, parse_series(series)) == value
 
 
-@pytest.mark.parametrize("text", ["", "1name", "name{", "name{a=b}", 'name{a="b"', 'name{a="b" c="d"}', "a name"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1name",
+        "name{",
+        "name{a=b}",
+        "name.",
+        "name.a.b",
+        'name{a="b"}.c',
+        'name{a="b"',
+        'name{a="b" c="d"}',
+        "a name",
+    ],
+)
 def test_what_names_no_series_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write"):
         parse_series(text)

@@ -92,7 +92,16 @@ def faults_of(folder: Path, fields: str, *, load: str = "{kind: poisson, rate_pe
         ("goodput: {ttft: '400'}", "goodput.ttft: '400' is no time"),
         ("objectives: ['p95(ttft) < 1 s in b*']", "objectives[0]: no measured phase is called b*"),
         ("scrape: [{name: g, url: 'http://g/metrics', series: []}]", "scrape[0].series: List should have at least 1"),
-        ("scrape: [{name: g, url: g, series: [a]}]", "scrape[0].url: String should match"),
+        (
+            "scrape: [{name: g, url: g, series: [a]}]",
+            "scrape[0].url: g: write http://host/metrics, or unix:/path/of.sock",
+        ),
+        ("scrape: [{name: g, url: 'unix:/e.sock', series: [a]}]", "scrape[0].url: unix:/e.sock: write http://host"),
+        (
+            "scrape: [{name: g, url: 'unix:$/e:/m', series: [a]}]",
+            "scrape[0].url: unix:$/e:/m: write a variable as $NAME",
+        ),
+        ("scrape: [{name: g, url: 'http://g', series: ['a.']}]", "scrape[0].series[0]: a.: write name, name{label="),
         ("requests: {extra: {a: !!set {b}}}", "requests.extra.a: cannot be sent as JSON"),
         ("requests: {max_tokens: 0}", "requests.max_tokens: Input should be greater"),
         ("requests: {max_tokens: {kind: uniform, low: 9, high: 3}}", "requests.max_tokens: low (9) is above high (3)"),

@@ -1,7 +1,10 @@
 import asyncio
+from pathlib import Path
 
 import pytest
+from aiohttp import web
 
+from loadtests.errors import TargetError
 from loadtests.runner import Execution
 from loadtests.scenario import Scrape
 from loadtests.scrape import Scraper, scraping_report
@@ -34,3 +37,37 @@ async def test_a_page_is_read_every_second_and_a_failed_reading_leaves_a_gap(ser
     assert "1 of" in report["engine"]
     assert "503" in report["engine"]
     assert "Connect" in report["away"]
+
+
+async def test_a_page_is_read_over_a_unix_socket_whose_path_the_environment_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def page(request: web.Request) -> web.Response:
+        return web.Response(text=f"depth {len(request.path)}")
+
+    app = web.Application()
+    app.router.add_get("/some/metrics", page)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "engine.sock")).start()
+    scrape = Scrape(name="engine", url="unix:${FOLDER}/engine.sock:/some/metrics", series=["depth"])
+    with pytest.raises(TargetError, match="FOLDER is not set"):
+        Scraper(scrape, None)
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    run = Execution([])
+    watching = asyncio.create_task(Scraper(scrape, None).watch(run))
+    await until(lambda: bool(run.samples))
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    await runner.cleanup()
+    assert run.samples[0].values == {"engine:depth": 13.0}
+
+
+async def test_a_socket_that_is_not_there_leaves_a_gap() -> None:
+    scraper = Scraper(Scrape(name="engine", url="unix:/nowhere/engine.sock:/metrics", series=["depth"]), None)
+    watching = asyncio.create_task(scraper.watch(run := Execution([])))
+    await until(lambda: bool(scraper.errors))
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert not run.samples
+    assert "UnixClientConnectorError" in scraping_report([scraper])["engine"]
