@@ -1,6 +1,7 @@
 """The registry's tables. Rows never leave `adapters`; the frozen views of `adapters.records` do.
 
-Times are Unix seconds. Adapters and versions are never deleted, only marked, so that a number is never used twice.
+Times are Unix seconds. Adapters and versions are never deleted, only marked: a version's number is never used twice, and
+whoever reads what changed since the last time sees that something went.
 """
 
 from typing import Any

@@ -26,11 +26,12 @@ class Scope(StrEnum):
 class VersionStatus(StrEnum):
     """Where a version is between its upload and its end. Only `ready` ones may answer requests."""
 
+    QUARANTINED = "quarantined"  # its content is still being checked: a number, and nothing else is known
     VALIDATED = "validated"  # every offline check passed
     PROBING = "probing"  # an engine is trying it
     READY = "ready"
     REFUSED = "refused"  # the probe found faults
-    RETIRED = "retired"  # deleted; the row stays, so that its number is never given again
+    RETIRED = "retired"  # deleted; the row stays, so that the number of what was once validated is never given again
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,12 @@ class ApiKey:
 
 @dataclass(frozen=True)
 class AdapterVersion:
-    """One immutable upload. Only status, faults and probe ever change."""
+    """One immutable upload. Once it is validated, only status, faults and probe ever change."""
 
     tenant: str
     adapter: str
     version: int
-    digest: str  # hex sha256 of the content
+    digest: str  # hex sha256 of the content; a placeholder while quarantined
     status: VersionStatus
     created_at: float
     rank: int

@@ -1,8 +1,8 @@
 """The registry: tenants, keys, adapters, versions and their aliases, each change audited in its own transaction.
 
 Synchronous and safe to use from several threads and processes; on an event loop call it through `asyncio.to_thread`.
-Every write starts by raising the change counter, which makes writers take turns: version numbers are dense, and a
-reader that sees counter n sees every change up to n.
+Every write starts by raising the change counter, which makes writers take turns: two never take the same version number,
+and a reader that sees counter n sees every change up to n.
 """
 
 import threading
@@ -36,7 +36,9 @@ from adapters.rows import (
     adapter_record,
     alias_of,
     all_versions,
+    find_reserved,
     live_versions,
+    placeholder_digest,
     require_adapter,
     require_tenant,
     require_version,
@@ -62,6 +64,7 @@ __all__ = [
 
 _V = VersionStatus
 NEXT_STATUS: Mapping[VersionStatus, frozenset[VersionStatus]] = {
+    _V.QUARANTINED: frozenset(),  # until `add_version` gives it content
     _V.VALIDATED: frozenset({_V.PROBING, _V.READY, _V.REFUSED}),
     _V.PROBING: frozenset({_V.VALIDATED, _V.READY, _V.REFUSED}),  # back to validated when the prober was interrupted
     _V.READY: frozenset(),  # until it is deleted
@@ -81,6 +84,27 @@ class Registry(Tenancy):
 
     # Versions
 
+    def reserve_version(self, tenant: str, name: str) -> AdapterVersion:
+        """A quarantined version: a number and no content, to be seen while the content is checked.
+
+        `add_version` makes it a validated one; `release_version` takes it back. Neither coming nor going is audited:
+        `version.add` is the act.
+        """
+        check_name(name)
+        with self._writing() as session:
+            require_tenant(session, tenant)
+            return self._version(self._reserve(session, tenant, name))
+
+    def release_version(self, reserved: AdapterVersion) -> None:
+        """Take a quarantined version back, and its name if nothing else has it; the next one may have its number.
+
+        Does nothing when it is quarantined no longer.
+        """
+        with self._writing() as session:
+            row = find_reserved(session, reserved)
+            if row is not None:
+                self._release(session, row)
+
     def add_version(
         self,
         tenant: str,
@@ -94,47 +118,39 @@ class Registry(Tenancy):
         files: Mapping[str, str],
         manifest: Manifest | None = None,
         warnings: Sequence[str] = (),
+        reserved: AdapterVersion | None = None,
         actor: str = "operator",
     ) -> tuple[AdapterVersion, bool]:
-        """The new version, validated, and True; or the one with the same content under this name, and False."""
+        """The new version, validated, and True; or the one with the same content under this name, and False.
+
+        reserved: the quarantined version that becomes the new one, or goes where there is one with this content. Raises
+        ConflictError when it went meanwhile.
+        """
         check_name(name)
         with self._writing() as session:
             require_tenant(session, tenant)
             same = session.scalar(
                 live_versions(tenant, name).where(VersionRow.digest == digest, VersionRow.base == base)
             )
+            row = find_reserved(session, reserved) if reserved is not None else None
             if same is not None:
+                if row is not None:
+                    self._release(session, row)
                 return self._version(same), False
-            now = self._clock()
-            adapter = session.get(AdapterRow, (tenant, name))
-            if adapter is None:
-                adapter = AdapterRow(tenant=tenant, name=name, created_at=now, former=[], shared_with=[])
-                session.add(adapter)
-            elif adapter.deleted_at is not None:  # the name lives again; its numbers go on
-                adapter.created_at, adapter.deleted_at = now, None
-            newest = sa.select(sa.func.max(VersionRow.version)).where(
-                VersionRow.tenant == tenant, VersionRow.adapter == name
-            )
+            if row is None:
+                if reserved is not None:
+                    raise ConflictError(
+                        f"'{name}@{reserved.version}' was deleted while it was being checked, or that took too long. "
+                        "Upload it again."
+                    )
+                row = self._reserve(session, tenant, name)
             serving = manifest.serving.model_dump(exclude_defaults=True) if manifest else {}
-            row = VersionRow(
-                tenant=tenant,
-                adapter=name,
-                version=(session.scalar(newest) or 0) + 1,
-                digest=digest,
-                status=VersionStatus.VALIDATED.value,
-                created_at=now,
-                rank=rank,
-                alpha=float(alpha),
-                size_bytes=size_bytes,
-                base=base,
-                files=dict(files),
-                warnings=list(warnings),
-                faults=[],
-                serving=serving or None,
-                manifest=manifest.model_dump_json() if manifest else None,
-            )
-            session.add(row)
-            session.flush()
+            row.status = VersionStatus.VALIDATED.value
+            row.digest, row.size_bytes, row.base = digest, size_bytes, base
+            row.rank, row.alpha = rank, float(alpha)
+            row.files, row.warnings = dict(files), list(warnings)
+            row.serving = serving or None
+            row.manifest = manifest.model_dump_json() if manifest else None
             self._audit(session, actor, "version.add", tenant, f"{name}@{row.version}", digest=digest)
             return self._version(row), True
 
@@ -166,8 +182,8 @@ class Registry(Tenancy):
                 self._move(session, adapter, alias_of(adapter).promoted(version), actor, "version.promote")
             return self._version(row)
 
-    def delete_version(self, tenant: str, name: str, version: int, *, actor: str = "operator") -> None:
-        """Retire a version. The last one takes the adapter with it.
+    def delete_version(self, tenant: str, name: str, version: int, *, actor: str = "operator") -> AdapterVersion:
+        """Retire a version, and return it as it was last. The last one takes the adapter with it.
 
         Raises ConflictError for the production version while another one could take its place.
         """
@@ -185,12 +201,13 @@ class Registry(Tenancy):
             self._audit(session, actor, "version.delete", tenant, f"{name}@{version}")
             if not others:
                 self._retire(session, adapter, actor)
+            return self._version(row)
 
     def version(self, tenant: str, name: str, version: int, *, include_retired: bool = False) -> AdapterVersion:
         """Raises AdapterNotFoundError, VersionNotFoundError."""
         with reading(self._engine) as session:
             if include_retired:
-                row = session.get(VersionRow, (tenant, name, version))
+                row = session.scalar(all_versions(tenant, name).where(VersionRow.version == version))
                 if row is None:
                     raise VersionNotFoundError(name, version)
                 return self._version(row)
@@ -261,10 +278,14 @@ class Registry(Tenancy):
                 self._audit(session, actor, "adapter.unshare", tenant, name, shared_with=with_tenant)
             return adapter_record(adapter)
 
-    def delete_adapter(self, tenant: str, name: str, *, actor: str = "operator") -> None:
-        """Retire every version and free the name; numbers go on where they stopped if it is used again."""
+    def delete_adapter(self, tenant: str, name: str, *, actor: str = "operator") -> list[AdapterVersion]:
+        """Retire every version and free the name; numbers go on where they stopped if it is used again.
+
+        Returns what was retired.
+        """
         with self._writing() as session:
-            self._retire(session, require_adapter(session, tenant, name), actor)
+            retired = self._retire(session, require_adapter(session, tenant, name), actor)
+            return [self._version(row) for row in retired]
 
     def adapter(self, tenant: str, name: str) -> AdapterRecord:
         """Raises AdapterNotFoundError."""
@@ -317,13 +338,50 @@ class Registry(Tenancy):
             subject = f"{adapter.name}@{alias.production}"
             self._audit(session, actor, action, adapter.tenant, subject, before=before, passed=list(passed))
 
-    def _retire(self, session: Session, adapter: AdapterRow, actor: str) -> None:
-        for row in session.scalars(live_versions(adapter.tenant, adapter.name)):
+    def _reserve(self, session: Session, tenant: str, name: str) -> VersionRow:
+        """The row of the next version, quarantined, with its name alive."""
+        now = self._clock()
+        adapter = session.get(AdapterRow, (tenant, name))
+        if adapter is None:
+            session.add(AdapterRow(tenant=tenant, name=name, created_at=now, former=[], shared_with=[]))
+        elif adapter.deleted_at is not None:  # the name lives again; its numbers go on
+            adapter.created_at, adapter.deleted_at = now, None
+        newest = session.scalar(all_versions(tenant, name).with_only_columns(sa.func.max(VersionRow.version)))
+        return session.merge(  # onto the row of a released version where there is one
+            VersionRow(
+                tenant=tenant,
+                adapter=name,
+                version=(newest or 0) + 1,
+                digest=placeholder_digest(),
+                status=VersionStatus.QUARANTINED.value,
+                created_at=now,
+                rank=0,
+                alpha=0.0,
+                size_bytes=0,
+                base="",
+                files={},
+                warnings=[],
+                faults=[],
+            )
+        )
+
+    def _release(self, session: Session, row: VersionRow) -> None:
+        row.status = VersionStatus.RETIRED.value
+        if session.scalar(live_versions(row.tenant, row.adapter).limit(1)) is None:
+            self._free_name(require_adapter(session, row.tenant, row.adapter))
+
+    def _retire(self, session: Session, adapter: AdapterRow, actor: str) -> list[VersionRow]:
+        retired = list(session.scalars(live_versions(adapter.tenant, adapter.name)))
+        for row in retired:
             row.status = VersionStatus.RETIRED.value
+        self._free_name(adapter)
+        self._audit(session, actor, "adapter.delete", adapter.tenant, adapter.name)
+        return retired
+
+    def _free_name(self, adapter: AdapterRow) -> None:
         adapter.shared_with = []
         store_alias(adapter, Alias())
         adapter.deleted_at = self._clock()
-        self._audit(session, actor, "adapter.delete", adapter.tenant, adapter.name)
 
     def _version(self, row: VersionRow) -> AdapterVersion:
         return version_record(row, self._manifest)

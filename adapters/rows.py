@@ -1,5 +1,6 @@
 """Rows of the registry: finding them, and turning them into records."""
 
+import uuid
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,6 +23,8 @@ from adapters.records import (
 )
 
 ManifestLoader = Callable[[str, str, int], Manifest | None]
+
+PLACEHOLDER = "quarantine:"  # begins the digest of a version whose content was never known; no hex digest does
 
 
 def alias_of(adapter: AdapterRow) -> Alias:
@@ -69,8 +72,18 @@ def key_record(row: KeyRow) -> ApiKey:
     return ApiKey(row.id, row.tenant, row.name, scopes, row.hint, row.created_at, row.expires_at, row.revoked_at)
 
 
+def placeholder_digest() -> str:
+    return f"{PLACEHOLDER}{uuid.uuid4().hex}"
+
+
 def all_versions(tenant: str, name: str) -> sa.Select[VersionRow]:
-    return sa.select(VersionRow).where(VersionRow.tenant == tenant, VersionRow.adapter == name)
+    """Every version there ever was. One that ended in quarantine was none: its row waits for the next to take its number."""
+    retired = VersionRow.status == VersionStatus.RETIRED.value
+    return sa.select(VersionRow).where(
+        VersionRow.tenant == tenant,
+        VersionRow.adapter == name,
+        ~(retired & VersionRow.digest.startswith(PLACEHOLDER)),
+    )
 
 
 def live_versions(tenant: str, name: str) -> sa.Select[VersionRow]:
@@ -97,3 +110,9 @@ def require_version(session: Session, tenant: str, name: str, version: int) -> t
     if row is None or row.status == VersionStatus.RETIRED:
         raise VersionNotFoundError(name, version)
     return adapter, row
+
+
+def find_reserved(session: Session, reserved: AdapterVersion) -> VersionRow | None:
+    """The row of a quarantined version as long as it is quarantined: another upload may have its number by now."""
+    query = live_versions(reserved.tenant, reserved.adapter)
+    return session.scalar(query.where(VersionRow.digest == reserved.digest))

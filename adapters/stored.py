@@ -10,14 +10,15 @@ from adapters.database import open_database
 from adapters.errors import AdapterNotFoundError, ConflictError, VersionNotFoundError
 from adapters.home import home
 from adapters.names import parse_reference
-from adapters.records import AdapterVersion
+from adapters.records import AdapterVersion, VersionStatus
 from adapters.registry import Registry
 
 
 def stored_adapter(reference: str, into: Path) -> Path:
     """The version's files, in a folder. Without a version the production one is meant; without a tenant the only owner.
 
-    Raises AdapterNotFoundError, VersionNotFoundError, and ConflictError when several tenants own the name.
+    Raises AdapterNotFoundError, VersionNotFoundError, and ConflictError when several tenants own the name or the version is
+    quarantined.
     """
     with reading_registry() as registry:
         if registry is None:
@@ -64,4 +65,7 @@ def find_version(registry: Registry, text: str) -> AdapterVersion:
     number = reference.version or record.production
     if number is None:
         raise VersionNotFoundError(f"{record.tenant}/{record.name}", 1)
-    return registry.version(record.tenant, record.name, number)
+    version = registry.version(record.tenant, record.name, number)
+    if version.status is VersionStatus.QUARANTINED:
+        raise ConflictError(f"'{text}' is quarantined: its files are still being checked. Try again in a moment.")
+    return version

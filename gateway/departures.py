@@ -79,6 +79,10 @@ class Departures:
 
     def _remove_files(self, version: AdapterVersion) -> None:
         shutil.rmtree(self._home.versions / version.engine_name, ignore_errors=True)
+        self.remove_blobs(version.files.values())
+
+    def remove_blobs(self, digests: Iterable[str]) -> None:
+        """Delete what no version names. Blocks; only for who holds `storing`."""
         named = {digest for kept in self._registry.snapshot().versions.values() for digest in kept.files.values()}
-        for digest in set(version.files.values()) - named:
+        for digest in set(digests) - named:
             self._blobs.delete(digest)

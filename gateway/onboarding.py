@@ -1,7 +1,8 @@
 """How an adapter comes in: quarantine, every offline check, storage, then a probe on an engine; and how it leaves.
 
-No engine hears of an upload before `validate_adapter` has passed it. What is on disk and in the registry is enough to go on
-after a kill: versions that were not probed to the end are probed by the next start.
+A version is there to be seen, `quarantined`, from the moment its bytes are complete; one that fails a check disappears. No
+engine hears of an upload before `validate_adapter` has passed it. What is on disk and in the registry is enough to go on after
+a kill: versions that were not probed to the end are probed by the next start.
 """
 
 import asyncio
@@ -18,7 +19,6 @@ from adapters.base import BaseModelInfo
 from adapters.blobs import BlobStore
 from adapters.errors import AdapterError, ConflictError, Fault, NotFoundError
 from adapters.home import Home
-from adapters.names import check_name
 from adapters.peft_format import FILES, WEIGHTS_FILE
 from adapters.registry import AdapterVersion, Registry, VersionStatus
 from adapters.validation import AdapterReport, EngineLimits, validate_adapter
@@ -33,6 +33,7 @@ from gateway.settings import ProbeSettings, UploadSettings
 logger = logging.getLogger(__name__)
 
 QUARANTINE_TTL_S = 3600.0  # leftovers of killed uploads; a live one is younger
+ABANDONED_POLL_S = 600.0  # between two looks for versions that a killed gateway left quarantined
 VALIDATIONS = 2  # at a time: each reads all of its tensors
 PROBE_ATTEMPTS = 5  # engine failures before a version is put aside: it may be what kills the engine
 RETRY_S = 2.0  # before the second attempt; doubles with each
@@ -75,7 +76,7 @@ class Onboarding:
         self._probe = probe
         self.stored_files = stored_files
         self.retry_s = RETRY_S
-        self._validating = asyncio.Semaphore(VALIDATIONS)
+        self.validating = asyncio.Semaphore(VALIDATIONS)
         self._storing = asyncio.Lock()
         self.departures = Departures(registry, blobs, home, fleet, self._storing, grace_s=grace_s)
         self._to_probe: asyncio.Queue[Key] = asyncio.Queue()
@@ -101,18 +102,18 @@ class Onboarding:
         """Take in an archive or a PEFT folder. The version, queued for its probe, and True; or the one there is already with
         this content, and False.
 
-        Raises InvalidNameError, ArchiveError, InvalidAdapterError with every fault, BlobError.
+        Raises InvalidNameError, ArchiveError, InvalidAdapterError with every fault, BlobError, and ConflictError when the
+        version was deleted while it was quarantined.
         """
-        check_name(name)
-        async with self.quarantine() as folder:
+        async with self._reserved(tenant, name) as reserved, self.quarantine() as folder:
             if not await asyncio.to_thread(source.is_dir):
-                async with self._validating:
+                async with self.validating:
                     await asyncio.to_thread(unpack, source, folder / "unpacked", self._unpack_limits)
                 source = folder / "unpacked"
-            async with self._validating:
+            async with self.validating:
                 report = await asyncio.to_thread(validate_adapter, source, self._base, self._limits)
             async with self._storing:
-                version, created = await asyncio.to_thread(self._store, tenant, name, source, report, actor)
+                version, created = await asyncio.to_thread(self._store, reserved, source, report, actor)
         logger.info(
             "adapter accepted",
             extra={"adapter": version.engine_name, "new": created, "size_bytes": version.size_bytes},
@@ -142,17 +143,15 @@ class Onboarding:
 
     async def delete_version(self, tenant: str, name: str, version: int, *, actor: str) -> None:
         """Raises VersionNotFoundError, ConflictError for a production version that another could replace."""
-        found = await asyncio.to_thread(self._registry.version, tenant, name, version)
-        await asyncio.to_thread(self._registry.delete_version, tenant, name, version, actor=actor)
+        gone = await asyncio.to_thread(self._registry.delete_version, tenant, name, version, actor=actor)
         await self._directory.refresh()
-        self.departures.add([found])
+        self.departures.add([gone])
 
     async def delete_adapter(self, tenant: str, name: str, *, actor: str) -> None:
         """Every version of it. Raises AdapterNotFoundError."""
-        found = await asyncio.to_thread(self._registry.versions, tenant, name)
-        await asyncio.to_thread(self._registry.delete_adapter, tenant, name, actor=actor)
+        gone = await asyncio.to_thread(self._registry.delete_adapter, tenant, name, actor=actor)
         await self._directory.refresh()
-        self.departures.add(found)
+        self.departures.add(gone)
 
     async def run(self) -> None:
         """Sweep what a killed gateway left, then probe and see off for ever."""
@@ -163,6 +162,7 @@ class Onboarding:
                 self._enqueue(key)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.departures.run(), name="departures")
+            group.create_task(self._release_abandoned(), name="abandoned versions")
             while True:
                 key = await self._to_probe.get()
                 retry_s = await self._probe_one(key)
@@ -173,22 +173,63 @@ class Onboarding:
 
     # Taking in
 
+    @asynccontextmanager
+    async def _reserved(self, tenant: str, name: str) -> AsyncIterator[AdapterVersion]:
+        """A quarantined version, for who lists them meanwhile; taken back when the block fails or is cancelled."""
+        reserving = asyncio.create_task(asyncio.to_thread(self._registry.reserve_version, tenant, name))
+        try:
+            yield await asyncio.shield(reserving)
+        except BaseException:
+            await asyncio.shield(self._release(reserving))
+            raise
+
+    async def _release(self, reserving: asyncio.Task[AdapterVersion]) -> None:
+        await asyncio.wait([reserving])
+        if reserving.exception() is not None:
+            return
+        reserved = reserving.result()
+        try:
+            await asyncio.to_thread(self._registry.release_version, reserved)
+        except Exception:
+            logger.exception("quarantined version stays", extra={"adapter": reserved.engine_name})
+
+    async def _release_abandoned(self) -> None:
+        """For ever. Only old versions: another gateway on this registry may be checking the young ones."""
+        while True:
+            try:
+                await asyncio.to_thread(self._release_older, time.time() - QUARANTINE_TTL_S)
+            except Exception:
+                logger.exception("quarantined versions stay")
+            await asyncio.sleep(ABANDONED_POLL_S)
+
+    def _release_older(self, oldest: float) -> None:
+        for version in self._registry.snapshot().versions.values():
+            if version.status is VersionStatus.QUARANTINED and version.created_at < oldest:
+                self._registry.release_version(version)
+                logger.info("abandoned version removed", extra={"adapter": version.engine_name})
+
     def _store(
-        self, tenant: str, name: str, folder: Path, report: AdapterReport, actor: str
+        self, reserved: AdapterVersion, folder: Path, report: AdapterReport, actor: str
     ) -> tuple[AdapterVersion, bool]:
-        return self._registry.add_version(
-            tenant,
-            name,
-            digest=report.digest,
-            size_bytes=report.size_bytes,
-            base=self._base.fingerprint.weights_digest,
-            rank=report.rank,
-            alpha=report.alpha,
-            files={path.name: self._blobs.put(path) for path in self._kept(folder)},
-            manifest=report.manifest,
-            warnings=report.warnings,
-            actor=actor,
-        )
+        files = {path.name: self._blobs.put(path) for path in self._kept(folder)}
+        try:
+            return self._registry.add_version(
+                reserved.tenant,
+                reserved.adapter,
+                digest=report.digest,
+                size_bytes=report.size_bytes,
+                base=self._base.fingerprint.weights_digest,
+                rank=report.rank,
+                alpha=report.alpha,
+                files=files,
+                manifest=report.manifest,
+                warnings=report.warnings,
+                reserved=reserved,
+                actor=actor,
+            )
+        except AdapterError:  # deleted meanwhile
+            self.departures.remove_blobs(files.values())
+            raise
 
     def _kept(self, folder: Path) -> Iterator[Path]:
         return (path for path in sorted(folder.iterdir()) if path.name in self.stored_files and path.is_file())

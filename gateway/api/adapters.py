@@ -160,17 +160,18 @@ def adapter_object(record: AdapterRecord, snapshot: Snapshot, services: Services
 
 def version_object(version: AdapterVersion, snapshot: Snapshot, services: Services) -> dict[str, Any]:
     record = snapshot.adapters.get((version.tenant, version.adapter))
+    known = version.status is not VersionStatus.QUARANTINED  # of another, nothing is known of the content
     return {
         "id": f"{version.adapter}@{version.version}",
         "object": "adapter.version",
         "adapter": version.adapter,
         "version": version.version,
-        "digest": version.digest,
+        "digest": version.digest if known else None,
         "status": version.status.value,
         "created_at": int(version.created_at),
-        "rank": version.rank,
-        "alpha": version.alpha,
-        "size_bytes": version.size_bytes,
+        "rank": version.rank if known else None,
+        "alpha": version.alpha if known else None,
+        "size_bytes": version.size_bytes if known else None,
         "production": record is not None and record.production == version.version,
         "base_model": services.base.name,
         "licence": services.base.licence,

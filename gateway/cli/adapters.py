@@ -183,7 +183,7 @@ def print_versions(versions: list[Mapping[str, Any]]) -> None:
                 "yes" if v.get("production") else "",
                 v.get("rank"),
                 f"{v['size_bytes'] / 1e6:.1f} MB" if v.get("size_bytes") else "",
-                str(v.get("digest", ""))[:12],
+                (v.get("digest") or "")[:12],
                 when(v.get("created_at")),
             )
             for v in versions

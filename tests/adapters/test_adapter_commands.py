@@ -100,6 +100,16 @@ def test_a_stored_version_is_found_by_every_way_to_write_it(place: Home, base: P
         stored_adapter("support", tmp_path / "into")
 
 
+def test_a_quarantined_version_has_no_files_to_read_yet(place: Home, tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{place.database}")
+    registry = Registry(engine, secret=b"")
+    registry.create_tenant("acme")
+    registry.reserve_version("acme", "support")
+    engine.dispose()
+    with pytest.raises(ConflictError, match="'support@1' is quarantined"):
+        stored_adapter("support@1", tmp_path / "into")
+
+
 def test_an_unknown_reference_makes_no_database(place: Home, tmp_path: Path) -> None:
     with pytest.raises(AdapterNotFoundError):
         stored_adapter("support", tmp_path / "into")

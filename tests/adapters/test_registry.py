@@ -209,6 +209,117 @@ def test_retiring_is_deleting_and_no_status_to_set(registry: Registry) -> None:
         registry.set_status("acme", "support", 1, VersionStatus.RETIRED)
 
 
+# Quarantine
+
+
+def test_a_reserved_version_is_quarantined_and_seen_by_whoever_looks(registry: Registry, clock: Any) -> None:
+    reserved = registry.reserve_version("acme", "support")
+    assert (reserved.version, reserved.status, reserved.created_at) == (1, VersionStatus.QUARANTINED, clock.now)
+    assert (reserved.files, reserved.manifest) == ({}, None)
+    assert registry.version("acme", "support", 1) == reserved
+    assert registry.versions("acme", "support") == [reserved]
+    snapshot = registry.snapshot()
+    assert snapshot.versions["acme", "support", 1] == reserved
+    assert snapshot.adapters["acme", "support"].production is None
+    with pytest.raises(TenantNotFoundError):
+        registry.reserve_version("nobody", "support")
+    with pytest.raises(InvalidNameError):
+        registry.reserve_version("acme", "Support")
+
+
+def test_a_quarantined_version_becomes_the_validated_one_when_its_content_comes(registry: Registry) -> None:
+    reserved = registry.reserve_version("acme", "support")
+    registry.snapshot()
+    assert add(registry).version == 2
+    version = add(registry, reserved=reserved, manifest=make_manifest(), warnings=("Odd.",))
+    assert (version.version, version.status, version.rank) == (1, VersionStatus.VALIDATED, 8)
+    assert (version.files, version.warnings) == (FILES, ("Odd.",))
+    assert registry.version("acme", "support", 1) == registry.snapshot().versions["acme", "support", 1] == version
+    assert registry.version("acme", "support", 1).manifest == make_manifest()
+    assert actions(registry, "acme")[:2] == ["version.add"] * 2
+
+
+def test_a_released_version_leaves_neither_name_nor_audit_nor_a_used_number(registry: Registry) -> None:
+    before = (registry.snapshot().versions, registry.snapshot().adapters, actions(registry))
+    for _ in range(2):
+        registry.release_version(registry.reserve_version("acme", "support"))
+        assert (registry.snapshot().versions, registry.snapshot().adapters, actions(registry)) == before
+        assert registry.versions("acme", "support", include_retired=True) == []
+        with pytest.raises(AdapterNotFoundError):
+            registry.version("acme", "support", 1)
+        with pytest.raises(VersionNotFoundError):
+            registry.version("acme", "support", 1, include_retired=True)
+    assert add(registry).version == 1
+
+
+def test_a_released_version_leaves_a_name_that_has_others(registry: Registry) -> None:
+    ready = add_ready(registry)
+    registry.share("acme", "support", "globex")
+    before = registry.adapter("acme", "support")
+    registry.release_version(registry.reserve_version("acme", "support"))
+    assert registry.adapter("acme", "support") == before
+    assert registry.versions("acme", "support") == [ready]
+    assert add(registry).version == 2
+
+
+def test_numbers_of_released_versions_are_given_again_from_the_lowest(registry: Registry) -> None:
+    add(registry)
+    reserved = [registry.reserve_version("acme", "support") for _ in range(3)]
+    assert [version.version for version in reserved] == [2, 3, 4]
+    registry.release_version(reserved[1])
+    assert registry.reserve_version("acme", "support").version == 5  # 4 may become a version yet
+    for version in (reserved[2], registry.version("acme", "support", 5), reserved[0]):
+        registry.release_version(version)
+    assert [add(registry).version for _ in range(4)] == [2, 3, 4, 5]
+
+
+def test_the_same_content_takes_the_quarantined_version_back_and_is_the_one_there_is(registry: Registry) -> None:
+    digest = next(_digests)
+    first = add_ready(registry, digest=digest)
+    fields: dict[str, Any] = {"digest": digest, "size_bytes": 1, "rank": 8, "alpha": 16, "files": FILES}
+    reserved = registry.reserve_version("acme", "support")
+    assert registry.add_version("acme", "support", reserved=reserved, **fields) == (first, False)
+    assert registry.versions("acme", "support") == [first]
+    assert add(registry).version == 2
+
+
+def test_content_for_a_version_that_is_no_longer_reserved_is_refused(registry: Registry) -> None:
+    lost = registry.reserve_version("acme", "support")
+    registry.release_version(lost)
+    taken = registry.reserve_version("acme", "support")
+    assert taken.version == lost.version
+    with pytest.raises(ConflictError, match="'support@1' was deleted while it was being checked"):
+        add(registry, reserved=lost)
+    registry.release_version(lost)
+    assert registry.versions("acme", "support") == [taken]
+    version = add(registry, reserved=taken)
+    registry.release_version(taken)
+    assert registry.versions("acme", "support") == [version]
+
+
+@pytest.mark.parametrize("status", [VersionStatus.VALIDATED, VersionStatus.PROBING, VersionStatus.READY])
+def test_no_status_can_be_set_on_a_quarantined_version(registry: Registry, status: VersionStatus) -> None:
+    registry.reserve_version("acme", "support")
+    with pytest.raises(ConflictError, match=f"is quarantined and cannot become {status}"):
+        registry.set_status("acme", "support", 1, status)
+    with pytest.raises(ConflictError, match="is quarantined; only a ready version"):
+        registry.promote("acme", "support", 1)
+
+
+def test_deleting_a_quarantined_version_ends_its_upload(registry: Registry) -> None:
+    add_ready(registry)
+    registry.share("acme", "support", "globex")
+    first, second = (registry.reserve_version("acme", "support") for _ in range(2))
+    assert registry.delete_version("acme", "support", 2).status is VersionStatus.RETIRED
+    assert registry.adapter("acme", "support").shared_with == {"globex"}
+    assert {version.version for version in registry.delete_adapter("acme", "support")} == {1, 3}
+    for lost in (first, second):
+        with pytest.raises(ConflictError, match="was deleted"):
+            add(registry, reserved=lost)
+    assert registry.adapters() == []
+    assert add(registry).version == 2
+
+
 # Promotion, rollback, deletion
 
 
@@ -431,6 +542,19 @@ def test_the_same_content_added_at_once_is_one_version(registry: Registry) -> No
     assert [created for _, created in added].count(True) == 1
 
 
+def test_the_same_content_in_several_quarantines_at_once_is_one_version(registry: Registry) -> None:
+    fields: dict[str, Any] = {"digest": next(_digests), "size_bytes": 1, "rank": 8, "alpha": 16.0, "files": FILES}
+
+    def upload(_: int) -> tuple[AdapterVersion, bool]:
+        return registry.add_version("acme", "support", reserved=registry.reserve_version("acme", "support"), **fields)
+
+    with ThreadPoolExecutor(8) as pool:
+        added = list(pool.map(upload, range(16)))
+    (version,) = registry.versions("acme", "support")
+    assert [found for found, _ in added] == [version] * 16
+    assert [created for _, created in added].count(True) == 1
+
+
 def test_versions_that_become_ready_at_once_leave_one_first_production_version(registry: Registry) -> None:
     numbers = [add(registry).version for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
@@ -478,16 +602,22 @@ for number in range(40):
 # What holds after every history
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["add", "ready", "refuse", "promote", "rollback", "delete"]), st.integers(1, 6)),
+    st.tuples(
+        st.sampled_from(["add", "ready", "refuse", "promote", "rollback", "delete", "reserve", "fill", "release"]),
+        st.integers(1, 6),
+    ),
     max_size=25,
 )
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
-def test_production_is_a_ready_version_after_any_history(registry: Registry, steps: list[tuple[str, int]]) -> None:
+def test_production_is_a_ready_version_after_any_history(
+    registry: Registry, database: sa.Engine, steps: list[tuple[str, int]]
+) -> None:
     name = f"any{registry.change_counter()}"
     given_out: list[int] = []
+    reserved: list[AdapterVersion] = []
     for step, number in steps:
         before = {record.name: record for record in registry.adapters("acme")}.get(name)
         try:
@@ -504,6 +634,12 @@ def test_production_is_a_ready_version_after_any_history(registry: Registry, ste
                     assert before is None or registry.rollback("acme", name).production == before.previous
                 case "delete":
                     registry.delete_version("acme", name, number)
+                case "reserve":
+                    reserved.append(registry.reserve_version("acme", name))
+                case "fill" if reserved:
+                    given_out.append(add(registry, name=name, reserved=reserved[number % len(reserved)]).version)
+                case "release" if reserved:
+                    registry.release_version(reserved[number % len(reserved)])
         except (ConflictError, NotFoundError):
             pass
         record = {record.name: record for record in registry.adapters("acme")}.get(name)
@@ -511,6 +647,13 @@ def test_production_is_a_ready_version_after_any_history(registry: Registry, ste
             for alias in (record.production, record.previous):
                 assert alias is None or registry.version("acme", name, alias).status is VersionStatus.READY
             assert record.production != record.previous or record.production is None
-            statuses = {version.status for version in registry.versions("acme", name)}
-            assert (record.production is None) == (VersionStatus.READY not in statuses)
-    assert given_out == list(range(1, len(given_out) + 1))
+            versions = registry.versions("acme", name)
+            assert versions
+            assert (record.production is None) == (VersionStatus.READY not in {version.status for version in versions})
+            for version in versions:
+                assert (version.status is VersionStatus.QUARANTINED) == (version in reserved)
+                assert (version.version in given_out) == (version not in reserved)
+        assert registry.snapshot() == Registry(database, secret=b"test secret").snapshot()
+    assert len(set(given_out)) == len(given_out)
+    if not reserved:
+        assert given_out == list(range(1, len(given_out) + 1))

@@ -16,6 +16,7 @@ from adapters.registry import Scope
 from gateway.app import create_app
 from gateway.engines.echo import EchoEngine
 from gateway.engines.protocol import Engine
+from gateway.onboarding import VALIDATIONS
 from gateway.services import OnReady, Services
 from gateway.settings import Settings
 from tests.factories import make_base
@@ -82,6 +83,18 @@ class Gateway:
     async def client(self, tenant: str = "acme", scopes: frozenset[Scope] = EVERYTHING) -> httpx.AsyncClient:
         """A client with a key of the tenant, without a network."""
         return self.anonymous({"authorization": f"Bearer {await self.key(tenant, scopes)}"})
+
+    @asynccontextmanager
+    async def checks_held_up(self) -> AsyncIterator[None]:
+        """No upload is checked while the block lasts: every turn is taken."""
+        turns = self.services.onboarding.validating
+        for _ in range(VALIDATIONS):
+            await turns.acquire()
+        try:
+            yield
+        finally:
+            for _ in range(VALIDATIONS):
+                turns.release()
 
     def operator(self, tenant: str | None = None) -> httpx.AsyncClient:
         key = self.settings.home.operator_key.read_text().strip()

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from adapters.base import read_base
-from adapters.errors import InvalidAdapterError
+from adapters.database import open_database
+from adapters.errors import ConflictError, InvalidAdapterError
 from adapters.manifest import Golden, Manifest, write_manifest
-from adapters.registry import AdapterVersion, VersionStatus
+from adapters.registry import AdapterVersion, Registry, VersionStatus
 from gateway.engines.echo import EchoEngine
 from gateway.engines.echo_answers import logprob
 from tests.factories import make_adapter, zip_folder
@@ -58,6 +59,74 @@ async def test_a_version_goes_from_validated_to_ready_and_the_first_one_into_pro
     assert acme.services.directory.snapshot.adapters["acme", "support"].production == 1
     actions = [entry.action for entry in acme.services.registry.audit(tenant="acme")]
     assert actions[:4] == ["version.promote", "version.ready", "version.probing", "version.add"]
+
+
+async def test_a_version_is_quarantined_until_it_is_checked(acme: Gateway, folder: Path) -> None:
+    registry = acme.services.registry
+    async with acme.checks_held_up():
+        upload = asyncio.create_task(accept(acme, folder))
+        await until(lambda: registry.adapters("acme") != [])
+        (seen,) = await asyncio.to_thread(registry.versions, "acme", "support")
+        assert seen.status is VersionStatus.QUARANTINED
+    version = await upload
+    assert (version.version, version.status) == (seen.version, VersionStatus.VALIDATED)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_an_upload_that_fails_or_is_cut_off_takes_its_version_back(
+    acme: Gateway, folder: Path, tiny_base: Path, others: int
+) -> None:
+    registry = acme.services.registry
+    for seed in range(others):
+        await settled(acme, await accept(acme, make_adapter(folder.parent / str(seed), tiny_base, seed=10 + seed)))
+    before = registry.snapshot()
+    pickle = folder / "optimizer.pt"
+    pickle.touch()
+    for cut_off in (False, True):
+        async with acme.checks_held_up():
+            upload = asyncio.create_task(accept(acme, folder))
+            await until(lambda: len(registry.snapshot().versions) > others)
+            if cut_off:
+                upload.cancel()
+        with pytest.raises(asyncio.CancelledError if cut_off else InvalidAdapterError):
+            await upload
+        after = registry.snapshot()
+        assert (after.adapters, after.versions) == (before.adapters, before.versions)
+    pickle.unlink()
+    assert (await accept(acme, folder)).version == others + 1
+
+
+async def test_an_upload_cut_off_while_it_takes_its_number_gives_it_back(acme: Gateway, folder: Path) -> None:
+    upload = asyncio.create_task(accept(acme, folder))
+    await asyncio.sleep(0)
+    upload.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await upload
+    assert acme.services.registry.adapters() == []
+
+
+async def test_a_quarantined_version_that_is_deleted_ends_its_upload_and_leaves_nothing(
+    acme: Gateway, folder: Path
+) -> None:
+    onboarding, registry = acme.services.onboarding, acme.services.registry
+    async with acme.checks_held_up():
+        upload = asyncio.create_task(accept(acme, folder))
+        await until(lambda: registry.adapters("acme") != [])
+        await onboarding.delete_version("acme", "support", 1, actor=ACTOR)
+    with pytest.raises(ConflictError, match="was deleted while it was being checked"):
+        await upload
+    await onboarding.departures.done()
+    assert registry.adapters() == []
+    assert [path for path in acme.settings.home.blobs.rglob("*") if path.is_file()] == []
+    assert (await accept(acme, folder)).version == 1
+
+
+async def test_the_same_content_uploaded_twice_at_once_is_one_version(acme: Gateway, folder: Path) -> None:
+    async with acme.checks_held_up():
+        uploads = [asyncio.create_task(accept(acme, folder)) for _ in range(3)]
+        await until(lambda: len(acme.services.registry.snapshot().versions) == len(uploads))
+    (version,) = {upload.version for upload in await asyncio.gather(*uploads)}
+    assert [kept.version for kept in acme.services.registry.versions("acme", "support")] == [version]
 
 
 @pytest.mark.parametrize(("marker", "code"), [("echo-no-effect", "no_effect"), ("echo-nan", "not_finite")])
@@ -214,6 +283,24 @@ async def test_a_start_sweeps_what_a_kill_left(tmp_path: Path, tiny_base: Path, 
         await until(lambda: not old.exists() and not stranger.exists())
         assert young.exists()
         assert kept.exists()
+
+
+async def test_a_start_takes_back_versions_that_a_killed_gateway_left_quarantined(
+    tmp_path: Path, tiny_base: Path, folder: Path
+) -> None:
+    home = tmp_path / "home"
+    async with running_gateway(home, tiny_base) as gateway:
+        await gateway.key("acme")
+        database = open_database(gateway.settings.registry_url)
+        long_ago = Registry(database, secret=b"", clock=lambda: time.time() - 7200)
+        long_ago.reserve_version("acme", "old")
+        gateway.services.registry.reserve_version("acme", "young")
+        database.dispose()
+    async with running_gateway(home, tiny_base) as gateway:
+        registry = gateway.services.registry
+        await until(lambda: [record.name for record in registry.adapters()] == ["young"])
+        assert gateway.services.onboarding.waiting == 0
+        assert (await accept(gateway, folder, "old")).version == 1
 
 
 async def test_nothing_is_kept_but_what_the_digest_covers(gateway: Gateway, folder: Path) -> None:
