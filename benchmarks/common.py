@@ -5,19 +5,24 @@ import json
 import os
 import platform
 import random
+import signal
 import statistics
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 import numpy as np
+import psutil
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+START_S = 240.0
 
 
 @dataclass(frozen=True)
@@ -123,3 +128,33 @@ def temporary_key(*scopes: str) -> Iterator[str]:
         yield made["key"]
     finally:
         lorikeet("keys", "revoke", made["id"])
+
+
+@contextmanager
+def serving(
+    command: Sequence[str], health: str, log: Path, *, environment: Mapping[str, str], core: int | None = None
+) -> Iterator[psutil.Process]:
+    """A server, from its first good answer at the URL `health`; ended with all it started. Raises RuntimeError with its log.
+
+    core: the only processor it may use.
+    """
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env=dict(environment), cwd=ROOT, start_new_session=True
+        )
+    if core is not None:
+        os.sched_setaffinity(process.pid, {core})
+    try:
+        ends_s = time.monotonic() + START_S
+        while True:
+            with suppress(httpx.HTTPError):
+                if httpx.get(health, timeout=5).status_code == 200:
+                    break
+            if process.poll() is not None or time.monotonic() > ends_s:
+                raise RuntimeError(f"{command[0]} did not start: {log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.2)
+        yield psutil.Process(process.pid)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

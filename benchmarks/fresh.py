@@ -14,9 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.common import save
+from benchmarks.common import ROOT, save
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PORT = 8087
 
 
@@ -25,7 +24,7 @@ def main() -> None:
     parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         clone, seconds = Path(folder) / "lorikeet", {}
-        subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         own = {"LORIKEET_HOME": str(Path(folder) / "home"), "LORIKEET_PORT": str(PORT)}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LORIKEET_")} | own
         for name, target in (("first_up", "up"), ("up_while_it_runs", "up"), ("down", "down"), ("prepared_up", "up")):
