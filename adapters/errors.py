@@ -9,7 +9,9 @@ AdapterError
 │   ├── TenantNotFoundError
 │   └── KeyNotFoundError
 ├── InvalidNameError         a name outside the grammar of `adapters.names`
+├── InvalidLimitError        a limit that its subject cannot have, or that is no limit
 ├── ConflictError            the state of the registry forbids the change (name taken, no version to roll back to …)
+│   └── RoomError                the tenant's adapters or stored bytes are used up
 ├── GateRefusedError         a promotion the policy does not allow; carries its reasons
 ├── BaseModelError           a base model folder that cannot be read, prepared or served
 ├── BlobError                stored bytes are missing or do not match their digest
@@ -85,8 +87,16 @@ class InvalidNameError(AdapterError):
     pass
 
 
+class InvalidLimitError(AdapterError):
+    pass
+
+
 class ConflictError(AdapterError):
     pass
+
+
+class RoomError(ConflictError):
+    """A tenant may not keep more."""
 
 
 class GateRefusedError(AdapterError):

@@ -40,8 +40,8 @@ class TenantRow(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     created_at: Mapped[float]
     cache_salt: Mapped[str]
-    max_in_flight: Mapped[int | None]
     weight: Mapped[float]
+    archived_at: Mapped[float | None]
 
 
 class KeyRow(Base):
@@ -55,6 +55,22 @@ class KeyRow(Base):
     created_at: Mapped[float]
     expires_at: Mapped[float | None]
     revoked_at: Mapped[float | None]
+    account: Mapped[str | None]  # None for operators' keys
+
+
+class LimitRow(Base):
+    """A row without any number is deleted: absent means unlimited, or the gateway's default for tenants."""
+
+    __tablename__ = "limits"
+    kind: Mapped[str] = mapped_column(primary_key=True)  # LimitKind
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), primary_key=True)
+    subject: Mapped[str] = mapped_column(primary_key=True)  # key id, adapter name, or empty for the tenant itself
+    requests_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    tokens_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    max_in_flight: Mapped[int | None] = mapped_column(BigInteger)
+    max_adapters: Mapped[int | None] = mapped_column(BigInteger)
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    monthly_budget: Mapped[float | None]
 
 
 class AdapterRow(Base):
@@ -133,3 +149,51 @@ class JobRow(Base):
     result: Mapped[dict[str, Any] | None]
     error: Mapped[str | None]
     cancel_requested: Mapped[bool]
+
+
+class UsageRow(Base):
+    """One generation request: `adapters.ledger.Entry`, field by field. Deleted when it is older than the gateway keeps."""
+
+    __tablename__ = "usage"
+    request_id: Mapped[str] = mapped_column(primary_key=True)
+    received_ms: Mapped[int] = mapped_column(BigInteger, index=True)
+    route: Mapped[str]
+    tenant: Mapped[str]
+    key_id: Mapped[str]
+    model: Mapped[str]
+    version: Mapped[int | None]
+    requested: Mapped[str]
+    replica: Mapped[str | None]
+    stream: Mapped[bool]
+    outcome: Mapped[str]
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    estimated: Mapped[bool]
+    input_cost: Mapped[float]
+    cached_cost: Mapped[float]
+    output_cost: Mapped[float]
+    queued_s: Mapped[float | None]
+    admitted_s: Mapped[float | None]
+    loaded_s: Mapped[float | None]
+    sent_s: Mapped[float | None]
+    first_s: Mapped[float | None]
+    last_s: Mapped[float | None]
+    ended_s: Mapped[float | None]
+
+
+class UsageHourRow(Base):
+    """Totals of the requests of one hour that reached an engine. Kept for good."""
+
+    __tablename__ = "usage_hours"
+    hour: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)  # Unix seconds it began at
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    key_id: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    input_cost: Mapped[float]
+    cached_cost: Mapped[float]
+    output_cost: Mapped[float]

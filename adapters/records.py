@@ -1,10 +1,10 @@
 """What the registry hands out: frozen views of its rows, safe to keep in memory and to pass between threads."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from adapters.errors import Fault
 from adapters.manifest import Manifest, ServingDefaults
@@ -20,6 +20,7 @@ class Scope(StrEnum):
     ADAPTERS_READ = "adapters:read"
     ADAPTERS_WRITE = "adapters:write"
     JOBS = "jobs"
+    CHAT_TEMPLATE = "chat-template"  # bring templates, which are programs that the engine runs
     ADMIN = "admin"
 
 
@@ -39,8 +40,8 @@ class Tenant:
     name: str
     created_at: float  # Unix seconds, like every time in this module
     cache_salt: str = field(repr=False)  # secret; keeps tenants' prefix caches apart
-    max_in_flight: int | None  # None: no limit of its own
     weight: float  # share of a busy engine, relative to other tenants
+    archived_at: float | None = None  # its keys stopped then, and its name is never given again
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,58 @@ class ApiKey:
     created_at: float
     expires_at: float | None
     revoked_at: float | None
+    account: str | None = None  # the service account it belongs to: the same for the keys it is rotated into
 
     def valid_at(self, now: float) -> bool:
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+class LimitKind(StrEnum):
+    """What a limit is set on."""
+
+    TENANT = "tenant"
+    KEY = "key"
+    ADAPTER = "adapter"
+
+
+class LimitSubject(NamedTuple):
+    """One tenant, one of its keys, or one of its adapters (whoever calls it)."""
+
+    kind: LimitKind
+    tenant: str
+    name: str = ""  # key id or adapter name; empty for the tenant itself
+
+    def __str__(self) -> str:
+        return {
+            LimitKind.TENANT: f"tenant {self.tenant}",
+            LimitKind.KEY: f"API key {self.name}",
+            LimitKind.ADAPTER: f"adapter {self.tenant}/{self.name}",
+        }[self.kind]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one subject may use. None: no limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None  # prompt and output together
+    max_in_flight: int | None = None  # requests open at once
+    max_adapters: int | None = None  # tenants only
+    max_stored_bytes: int | None = None  # tenants only
+    monthly_budget: float | None = None  # tenants and keys; in the currency of the gateway's prices, per calendar month
+
+    def or_else(self, defaults: "Limits") -> "Limits":
+        """These, with `defaults` where they say nothing."""
+        own = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(defaults, **own)
+
+
+NO_LIMITS = Limits()
+LIMITS_OF = {  # which of them a subject can have
+    LimitKind.TENANT: frozenset(one.name for one in fields(Limits)),
+    LimitKind.KEY: frozenset({"requests_per_minute", "tokens_per_minute", "max_in_flight", "monthly_budget"}),
+    LimitKind.ADAPTER: frozenset({"requests_per_minute", "tokens_per_minute", "max_in_flight"}),
+}
 
 
 @dataclass(frozen=True)
@@ -128,7 +178,8 @@ class Snapshot:
     """The whole registry at one moment, for readers that may not wait for a database. Deleted things are absent."""
 
     counter: int
-    tenants: Mapping[str, Tenant]
+    tenants: Mapping[str, Tenant]  # archived ones are absent, with their keys
     keys: Mapping[str, ApiKey]  # by hash of the plaintext; revoked ones are absent, expired ones are not
     adapters: Mapping[tuple[str, str], AdapterRecord]
     versions: Mapping[tuple[str, str, int], AdapterVersion]
+    limits: Mapping[LimitSubject, Limits] = field(default_factory=dict)

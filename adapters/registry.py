@@ -19,14 +19,18 @@ from adapters.api_keys import load_secret
 from adapters.database import open_database, reading
 from adapters.errors import ConflictError, Fault, VersionNotFoundError
 from adapters.manifest import Manifest, parse_manifest
-from adapters.models import AdapterRow, VersionRow
+from adapters.models import AdapterRow, LimitRow, VersionRow
 from adapters.names import check_name
 from adapters.promotion import Decision, PromotionPolicy, decide_promotion
 from adapters.records import (
+    NO_LIMITS,
     AdapterRecord,
     AdapterVersion,
     ApiKey,
     AuditEntry,
+    LimitKind,
+    Limits,
+    LimitSubject,
     Scope,
     Snapshot,
     Tenant,
@@ -37,9 +41,12 @@ from adapters.rows import (
     alias_of,
     all_versions,
     find_reserved,
+    limits_record,
     live_versions,
     placeholder_digest,
     require_adapter,
+    require_adapter_room,
+    require_byte_room,
     require_tenant,
     require_version,
     store_alias,
@@ -53,6 +60,9 @@ __all__ = [
     "AdapterVersion",
     "ApiKey",
     "AuditEntry",
+    "LimitKind",
+    "LimitSubject",
+    "Limits",
     "Registry",
     "Scope",
     "Snapshot",
@@ -76,9 +86,16 @@ NEXT_STATUS: Mapping[VersionStatus, frozenset[VersionStatus]] = {
 class Registry(Tenancy):
     """Everything Lorikeet knows about who may use which adapter version."""
 
-    def __init__(self, engine: sa.Engine, *, secret: bytes, clock: Callable[[], float] = time.time) -> None:
-        """secret: keys the hash of API keys; see `load_secret`. clock: Unix seconds."""
-        super().__init__(engine, secret=secret, clock=clock)
+    def __init__(
+        self,
+        engine: sa.Engine,
+        *,
+        secret: bytes,
+        default_limits: Limits = NO_LIMITS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """secret: keys the hash of API keys; see `load_secret`. default_limits: of tenants. clock: Unix seconds."""
+        super().__init__(engine, secret=secret, default_limits=default_limits, clock=clock)
         self._snapshot_lock = threading.Lock()
         self._last_snapshot: Snapshot | None = None
 
@@ -144,6 +161,7 @@ class Registry(Tenancy):
                         "Upload it again."
                     )
                 row = self._reserve(session, tenant, name)
+            require_byte_room(session, tenant, size_bytes, self._tenant_limits(session, tenant).max_stored_bytes)
             serving = manifest.serving.model_dump(exclude_defaults=True) if manifest else {}
             row.status = VersionStatus.VALIDATED.value
             row.digest, row.size_bytes, row.base = digest, size_bytes, base
@@ -339,9 +357,11 @@ class Registry(Tenancy):
             self._audit(session, actor, action, adapter.tenant, subject, before=before, passed=list(passed))
 
     def _reserve(self, session: Session, tenant: str, name: str) -> VersionRow:
-        """The row of the next version, quarantined, with its name alive."""
+        """The row of the next version, quarantined, with its name alive. Raises RoomError."""
         now = self._clock()
         adapter = session.get(AdapterRow, (tenant, name))
+        if adapter is None or adapter.deleted_at is not None:
+            require_adapter_room(session, tenant, self._tenant_limits(session, tenant).max_adapters)
         if adapter is None:
             session.add(AdapterRow(tenant=tenant, name=name, created_at=now, former=[], shared_with=[]))
         elif adapter.deleted_at is not None:  # the name lives again; its numbers go on
@@ -377,6 +397,10 @@ class Registry(Tenancy):
         self._free_name(adapter)
         self._audit(session, actor, "adapter.delete", adapter.tenant, adapter.name)
         return retired
+
+    def _tenant_limits(self, session: Session, tenant: str) -> Limits:
+        row = session.get(LimitRow, (LimitKind.TENANT.value, tenant, ""))
+        return limits_record(row).or_else(self._default_limits)
 
     def _free_name(self, adapter: AdapterRow) -> None:
         adapter.shared_with = []

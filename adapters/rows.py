@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -9,14 +10,26 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from adapters.alias import Alias
-from adapters.errors import AdapterNotFoundError, Fault, TenantNotFoundError, VersionNotFoundError
+from adapters.errors import (
+    AdapterNotFoundError,
+    ConflictError,
+    Fault,
+    KeyNotFoundError,
+    RoomError,
+    TenantNotFoundError,
+    VersionNotFoundError,
+)
 from adapters.manifest import Manifest, ServingDefaults
-from adapters.models import AdapterRow, KeyRow, TenantRow, VersionRow
+from adapters.models import AdapterRow, KeyRow, LimitRow, TenantRow, VersionRow
 from adapters.records import (
+    NO_LIMITS,
     NO_SERVING_DEFAULTS,
     AdapterRecord,
     AdapterVersion,
     ApiKey,
+    LimitKind,
+    Limits,
+    LimitSubject,
     Scope,
     Tenant,
     VersionStatus,
@@ -64,12 +77,22 @@ def version_record(row: Any, load_manifest: ManifestLoader) -> AdapterVersion:
 
 
 def tenant_record(row: TenantRow) -> Tenant:
-    return Tenant(row.name, row.created_at, row.cache_salt, row.max_in_flight, row.weight)
+    return Tenant(row.name, row.created_at, row.cache_salt, row.weight, row.archived_at)
 
 
 def key_record(row: KeyRow) -> ApiKey:
     scopes = frozenset(Scope(scope) for scope in row.scopes)
-    return ApiKey(row.id, row.tenant, row.name, scopes, row.hint, row.created_at, row.expires_at, row.revoked_at)
+    return ApiKey(
+        row.id, row.tenant, row.name, scopes, row.hint, row.created_at, row.expires_at, row.revoked_at, row.account
+    )
+
+
+def limit_subject(row: LimitRow) -> LimitSubject:
+    return LimitSubject(LimitKind(row.kind), row.tenant, row.subject)
+
+
+def limits_record(row: LimitRow | None) -> Limits:
+    return Limits(**{one.name: getattr(row, one.name) for one in fields(Limits)}) if row is not None else NO_LIMITS
 
 
 def placeholder_digest() -> str:
@@ -91,9 +114,19 @@ def live_versions(tenant: str, name: str) -> sa.Select[VersionRow]:
 
 
 def require_tenant(session: Session, name: str) -> TenantRow:
+    """Raises TenantNotFoundError, ConflictError for an archived one, of which nothing may change any more."""
     row = session.get(TenantRow, name)
     if row is None:
         raise TenantNotFoundError(name)
+    if row.archived_at is not None:
+        raise ConflictError(f"The tenant '{name}' is archived.")
+    return row
+
+
+def require_key(session: Session, key_id: str) -> KeyRow:
+    row = session.get(KeyRow, key_id)
+    if row is None:
+        raise KeyNotFoundError(key_id)
     return row
 
 
@@ -116,3 +149,27 @@ def find_reserved(session: Session, reserved: AdapterVersion) -> VersionRow | No
     """The row of a quarantined version as long as it is quarantined: another upload may have its number by now."""
     query = live_versions(reserved.tenant, reserved.adapter)
     return session.scalar(query.where(VersionRow.digest == reserved.digest))
+
+
+def require_adapter_room(session: Session, tenant: str, most: int | None) -> None:
+    """Raises RoomError when the tenant has `most` adapters already."""
+    if most is None:
+        return
+    live = sa.select(sa.func.count()).where(AdapterRow.tenant == tenant, AdapterRow.deleted_at.is_(None))
+    if session.scalars(live).one() >= most:
+        raise RoomError(f"The tenant '{tenant}' may have {most} adapters. Delete one first.")
+
+
+def require_byte_room(session: Session, tenant: str, size_bytes: int, most: int | None) -> None:
+    """Raises RoomError when the tenant's versions and `size_bytes` more are above `most`."""
+    if most is None:
+        return
+    live = sa.select(sa.func.coalesce(sa.func.sum(VersionRow.size_bytes), 0)).where(
+        VersionRow.tenant == tenant, VersionRow.status != VersionStatus.RETIRED.value
+    )
+    stored = int(session.scalars(live).one())
+    if stored + size_bytes > most:
+        raise RoomError(
+            f"The tenant '{tenant}' may store {most:,} bytes, holds {stored:,}, and this version has {size_bytes:,}. "
+            "Delete versions first."
+        )

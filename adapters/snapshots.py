@@ -3,9 +3,17 @@
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from adapters.models import AdapterRow, ChangeRow, KeyRow, TenantRow, VersionRow
+from adapters.models import AdapterRow, ChangeRow, KeyRow, LimitRow, TenantRow, VersionRow
 from adapters.records import Snapshot, VersionStatus
-from adapters.rows import ManifestLoader, adapter_record, key_record, tenant_record, version_record
+from adapters.rows import (
+    ManifestLoader,
+    adapter_record,
+    key_record,
+    limit_subject,
+    limits_record,
+    tenant_record,
+    version_record,
+)
 
 
 def read_counter(session: Session) -> int:
@@ -35,11 +43,17 @@ def read_snapshot(session: Session, load_manifest: ManifestLoader, last: Snapsho
             versions.pop((row.tenant, row.adapter, row.version), None)
         else:
             versions[row.tenant, row.adapter, row.version] = version_record(row, load_manifest)
+    everybody = session.scalars(sa.select(TenantRow)).all()
+    tenants = {row.name: tenant_record(row) for row in everybody if row.archived_at is None}
+    if len(tenants) < len(everybody):  # what archived ones own goes with them
+        adapters = {key: adapter for key, adapter in adapters.items() if key[0] in tenants}
+        versions = {key: version for key, version in versions.items() if key[0] in tenants}
     keys = session.scalars(sa.select(KeyRow).where(KeyRow.revoked_at.is_(None)))
     return Snapshot(
         counter=counter,
-        tenants={row.name: tenant_record(row) for row in session.scalars(sa.select(TenantRow))},
-        keys={row.hash: key_record(row) for row in keys},
+        tenants=tenants,
+        keys={row.hash: key_record(row) for row in keys if row.tenant is None or row.tenant in tenants},
         adapters=adapters,
         versions=versions,
+        limits={limit_subject(row): limits_record(row) for row in session.scalars(sa.select(LimitRow))},
     )

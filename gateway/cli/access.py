@@ -43,7 +43,9 @@ def create_tenant(
 ) -> None:
     """Create a tenant. Give it a key next: lorikeet keys create --tenant NAME"""
     settings = Settings()
-    tenant = local_registry(settings).create_tenant(name, max_in_flight=max_in_flight, weight=weight)
+    tenant = local_registry(settings).create_tenant(
+        name, limits={"max_in_flight": max_in_flight} if max_in_flight else None, weight=weight
+    )
     let_the_gateway_notice(settings)
     if json:
         print_json(tenant_document(tenant))
@@ -59,8 +61,8 @@ def list_tenants(json: JsonOption = False) -> None:
         print_json({"object": "list", "data": [tenant_document(tenant) for tenant in tenants]})
         return
     print_table(
-        ("Tenant", "Created", "Max in flight", "Weight"),
-        [(t.name, when(t.created_at), t.max_in_flight or "default", f"{t.weight:g}") for t in tenants],
+        ("Tenant", "Created", "Weight"),
+        [(t.name, when(t.created_at), f"{t.weight:g}") for t in tenants],
         empty="No tenant yet. Create one with: lorikeet tenants create NAME",
     )
 
@@ -160,7 +162,6 @@ def tenant_document(tenant: Tenant) -> dict[str, Any]:
         "object": "tenant",
         "name": tenant.name,
         "created_at": int(tenant.created_at),
-        "max_in_flight": tenant.max_in_flight,
         "weight": tenant.weight,
     }
 

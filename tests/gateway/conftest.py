@@ -11,6 +11,7 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from adapters.registry import Scope
 from gateway.app import create_app
@@ -20,6 +21,7 @@ from gateway.onboarding import VALIDATIONS
 from gateway.services import OnReady, Services
 from gateway.settings import Settings
 from tests.factories import make_base
+from tests.gateway.redis_server import RedisServer
 
 EVERYTHING = frozenset({Scope.INFERENCE, Scope.ADAPTERS_READ, Scope.ADAPTERS_WRITE})
 
@@ -30,12 +32,28 @@ class EchoHost:
 
     make: Callable[[], EchoEngine]
     on_ready: OnReady
+    id: str = "echo"
     state: str = "stopped"
     restarts: list[str] = field(default_factory=list)
     engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
-        self.engine = self.make()
+        self.engine = self._fresh()
+
+    def _fresh(self) -> EchoEngine:
+        engine = self.make()
+        engine.id = self.id
+        return engine
+
+    def kill(self) -> None:
+        """The process ends, and whoever watches it has noticed."""
+        assert isinstance(self.engine, EchoEngine)
+        self.engine.die()
+        self.state = "restarting"
+
+    async def come_back(self) -> None:
+        self.engine = self._fresh()
+        await self.start()
 
     async def start(self) -> None:
         self.state = "restoring"
@@ -48,8 +66,7 @@ class EchoHost:
     async def restart(self, reason: str) -> None:
         self.restarts.append(reason)
         self.state = "restarting"
-        self.engine = self.make()
-        await self.start()
+        await self.come_back()
 
 
 @dataclass
@@ -59,8 +76,12 @@ class Gateway:
     app: FastAPI
     services: Services
     settings: Settings
-    host: EchoHost
+    hosts: list[EchoHost]
     base: Path
+
+    @property
+    def host(self) -> EchoHost:
+        return self.hosts[0]
 
     @property
     def engine(self) -> EchoEngine:
@@ -115,17 +136,17 @@ async def running_gateway(
     hosts: list[EchoHost] = []
 
     def make_host(on_ready: OnReady) -> EchoHost:
-        hosts.append(EchoHost(engine, on_ready))
-        return hosts[0]
+        hosts.append(EchoHost(engine, on_ready, f"echo-{len(hosts)}" if settings.engines > 1 else "echo"))
+        return hosts[-1]
 
     app = create_app(settings, make_host)
     async with app.router.lifespan_context(app):
         services: Services = app.state.services
         for _ in range(200):
-            if services.fleet.ready:
+            if all(replica.ready for replica in services.fleet.replicas):
                 break
             await asyncio.sleep(0.01)
-        yield Gateway(app, services, settings, hosts[0], base)
+        yield Gateway(app, services, settings, hosts, base)
 
 
 @pytest.fixture(scope="session")
@@ -138,6 +159,22 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def gateway(tmp_path: Path, tiny_base: Path) -> AsyncIterator[Gateway]:
     async with running_gateway(tmp_path / "home", tiny_base) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def _redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(_redis_server: RedisServer) -> RedisServer:
+    """Runs, and is empty."""
+    _redis_server.thaw()
+    _redis_server.clear()
+    return _redis_server
 
 
 class LoopbackServer(uvicorn.Server):
@@ -157,7 +194,7 @@ class LoopbackServer(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(app: FastAPI) -> AsyncIterator[str]:
+async def listening(app: ASGIApp) -> AsyncIterator[str]:
     """Serve a started app on loopback, for streams and disconnects; its lifespan is the caller's business."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
