@@ -4,8 +4,10 @@ It travels as `manifest.json` beside `adapter_config.json` and `adapter_model.sa
 """
 
 import json
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -61,14 +63,62 @@ class EvaluationScore(_Frozen):
     rows: int
 
 
-class ServingDefaults(_Frozen):
-    """Behaviour that travels with the adapter; callers may override it unless the owner says otherwise."""
+Override = Literal[
+    "chat_template",
+    "system_prompt",
+    "stop",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+    "max_tokens",
+]
+SAMPLING: tuple[str, ...] = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+)
+MAX_TEMPLATE_CHARS = 64 * 1024  # it goes along with every request; the longest published ones are a quarter of that
 
-    system_prompt: str | None = None
-    stop: list[str] = Field(default_factory=list)
+
+class ServingDefaults(_Frozen):
+    """Behaviour that travels with the adapter; callers may override what is `overridable`."""
+
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_TEMPLATE_CHARS,
+        description="Jinja template the adapter was trained with, where it is not the base's own.",
+    )
+    system_prompt: str | None = Field(None, min_length=1, description="For conversations that bring none.")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    max_tokens: int | None = Field(None, gt=0)
+    top_k: int | None = Field(None, ge=-1, description="0 and -1: every token.")
+    min_p: float | None = Field(None, ge=0, le=1)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    max_tokens: int | None = Field(None, gt=0, description="Output cap.")
+    overridable: list[Override] = Field(
+        default_factory=lambda: [name for name in get_args(Override) if name != "chat_template"],
+        description="What callers may set otherwise.",
+    )
+
+    @cached_property
+    def sampling(self) -> Mapping[str, float]:
+        """Sampling parameters that are set."""
+        return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
 
 
 class Manifest(_Frozen):

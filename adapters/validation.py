@@ -133,7 +133,7 @@ def _folder_faults(folder: Path, warnings: list[str]) -> Iterator[Fault]:
             ignored.append(name)
             if path.name == "chat_template.jinja":
                 warnings.append(
-                    "chat_template.jinja is not used: every adapter is served with the base's own template."
+                    "chat_template.jinja is not used: a template of its own stands in manifest.json (serving.chat_template)."
                 )
     if not (folder / WEIGHTS_FILE).is_file():
         below = [str(path.parent.relative_to(folder)) for path in sorted(folder.rglob(f"*/{WEIGHTS_FILE}"))]
@@ -188,13 +188,13 @@ def _manifest_faults(manifest: Manifest, base: BaseModelInfo, config: LoraConfig
             f"{MANIFEST_FILE}:base.weights_digest",
             f"Train on the base that is served here: {served.model}, prepared with `lorikeet base prepare`.",
         )
-    if own.template_digest != served.template_digest:
+    if own.template_digest != served.template_digest and manifest.serving.chat_template is None:
         yield Fault(
             "wrong_template",
             f"The adapter was trained with the chat template {own.template_digest[:12]}, but is served with "
             f"{served.template_digest[:12]}: it would see prompts it was not trained on.",
             f"{MANIFEST_FILE}:base.template_digest",
-            "Train with the template of the prepared base.",
+            "Train with the template of the prepared base, or bring the other one along (serving.chat_template).",
         )
     if config is not None and (manifest.rank, manifest.alpha) != (config.rank, config.alpha):
         yield Fault(

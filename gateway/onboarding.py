@@ -25,7 +25,7 @@ from adapters.validation import AdapterReport, EngineLimits, validate_adapter
 from gateway.departures import Departures
 from gateway.directory import Directory
 from gateway.engines.profile import BASE_NAME
-from gateway.errors import AdapterLoadError, GatewayError, NoReplicaError
+from gateway.errors import AdapterLoadError, GatewayError, NoReplicaError, PermissionDeniedError
 from gateway.fleet import Fleet, Replica
 from gateway.probe import ProbeResult, probe_adapter
 from gateway.settings import ProbeSettings, UploadSettings
@@ -98,12 +98,15 @@ class Onboarding:
         finally:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
 
-    async def accept(self, tenant: str, name: str, source: Path, *, actor: str) -> tuple[AdapterVersion, bool]:
+    async def accept(
+        self, tenant: str, name: str, source: Path, *, actor: str, templates: bool = False
+    ) -> tuple[AdapterVersion, bool]:
         """Take in an archive or a PEFT folder. The version, queued for its probe, and True; or the one there is already with
         this content, and False.
 
-        Raises InvalidNameError, ArchiveError, InvalidAdapterError with every fault, BlobError, and ConflictError when the
-        version was deleted while it was quarantined.
+        templates: whether it may bring a chat template of its own, a program that the engine runs.
+        Raises InvalidNameError, ArchiveError, InvalidAdapterError with every fault, PermissionDeniedError, BlobError, and
+        ConflictError when the version was deleted while it was quarantined.
         """
         async with self._reserved(tenant, name) as reserved, self.quarantine() as folder:
             if not await asyncio.to_thread(source.is_dir):
@@ -112,6 +115,10 @@ class Onboarding:
                 source = folder / "unpacked"
             async with self.validating:
                 report = await asyncio.to_thread(validate_adapter, source, self._base, self._limits)
+            if not templates and report.manifest is not None and report.manifest.serving.chat_template is not None:
+                raise PermissionDeniedError(
+                    "This API key lacks the scope 'chat-template', which an adapter with a chat template of its own needs."
+                )
             async with self._storing:
                 version, created = await asyncio.to_thread(self._store, reserved, source, report, actor)
         logger.info(
@@ -309,6 +316,7 @@ class Onboarding:
                     base_model=BASE_NAME,
                     goldens=manifest.goldens if manifest else (),
                     settings=self._probe,
+                    template=version.serving.chat_template,
                 )
         except AdapterLoadError as exc:
             fault = Fault(

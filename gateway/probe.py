@@ -6,7 +6,7 @@ so that an engine that is itself damaged is never held against the adapter.
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +46,24 @@ class ProbeResult:
 
 
 async def probe_adapter(
-    engine: Engine, name: str, *, base_model: str, goldens: Sequence[Golden], settings: ProbeSettings
+    engine: Engine,
+    name: str,
+    *,
+    base_model: str,
+    goldens: Sequence[Golden],
+    settings: ProbeSettings,
+    template: str | None = None,
 ) -> ProbeResult:
     """Ask the engine about the loaded adapter `name` and about its base, and judge the answers.
 
+    template: the adapter's own chat template, where it does not use the base's.
     Raises EngineError when the engine cannot be asked, or answers nonsense for the base itself: no verdict on the adapter.
     """
     goldens = [golden for golden in goldens if _tokens(golden) <= MAX_GOLDEN_TOKENS][: settings.goldens]
+    if template is not None:
+        fault = await template_fault(engine, name, template, goldens, timeout_s=settings.timeout_s)
+        if fault is not None:
+            return ProbeResult((fault,), {})
     prompts: list[str | list[int]] = [
         golden.prompt_token_ids + golden.completion_token_ids for golden in goldens
     ] or list(PROMPTS)
@@ -77,6 +88,32 @@ async def probe_adapter(
         goldens,
         settings=settings,
     )
+
+
+async def template_fault(
+    engine: Engine, name: str, template: str, goldens: Sequence[Golden], *, timeout_s: float
+) -> Fault | None:
+    """What is wrong with an adapter's own chat template: the engine must render each golden as the trainer did.
+
+    Raises EngineUnavailableError, EngineStalledError.
+    """
+    where = f"{MANIFEST_FILE}:serving.chat_template"
+    conversations = [golden.messages for golden in goldens] or [[{"role": "user", "content": PROMPTS[0]}]]
+    for number, messages in enumerate(conversations):
+        body = {"model": name, "messages": messages, "chat_template": template}
+        status, raw = await _ask(engine, "/tokenize", body, timeout_s=timeout_s)
+        if status != 200:
+            message = (
+                f"The engine cannot render a conversation with the adapter's chat template: {_refusal(status, raw)}"
+            )
+            return Fault("invalid_template", message, where, "Try the template with transformers' apply_chat_template.")
+        if goldens and orjson.loads(raw)["tokens"] != goldens[number].prompt_token_ids:
+            message = (
+                f"With the adapter's chat template golden {number + 1} becomes other tokens here than in training."
+            )
+            fix = "Train with this template (serving.chat_template), or leave it out to be served with the base's."
+            return Fault("template_mismatch", message, where, fix)
+    return None
 
 
 def judge_effect(adapter: Logprobs, base: Logprobs, *, min_effect: float) -> ProbeResult:
@@ -182,13 +219,7 @@ async def score(
     body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
     if cache_salt is not None:
         body["cache_salt"] = cache_salt
-    try:
-        async with asyncio.timeout(timeout_s):
-            async with engine.open("/v1/completions", orjson.dumps(body)) as response:
-                raw = await response.read()
-                status = response.status
-    except TimeoutError as exc:
-        raise EngineStalledError(timeout_s) from exc
+    status, raw = await _ask(engine, "/v1/completions", body, timeout_s=timeout_s)
     if status == 400 and NOT_JSON in raw.decode("utf-8", "replace"):
         return [math.nan]
     if status != 200:
@@ -200,6 +231,15 @@ async def score(
     except (orjson.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError, StopIteration) as exc:
         raise EngineUnavailableError(f"Engine '{engine.id}' gave no log-probabilities for a prompt.") from exc
     return [value if value > MASKED else math.nan for value in values]
+
+
+async def _ask(engine: Engine, path: str, body: Mapping[str, Any], *, timeout_s: float) -> tuple[int, bytes]:
+    """Status and body of the engine's answer."""
+    try:
+        async with asyncio.timeout(timeout_s), engine.open(path, orjson.dumps(body)) as response:
+            return response.status, await response.read()
+    except TimeoutError as exc:
+        raise EngineStalledError(timeout_s) from exc
 
 
 def _refusal(status: int, raw: bytes) -> Exception:

@@ -21,6 +21,20 @@ from gateway.sse import DONE, EventSplitter, data_event, payload
 
 
 @dataclass
+class StreamBrokenError(Exception):
+    """A stream that ended with an error event: told to the caller already, raised on for the record only."""
+
+
+def code_of(exc: BaseException) -> str:
+    """Of the error that ended a request."""
+    return error_object_for(exc.__cause__ or exc if isinstance(exc, StreamBrokenError) else exc).code
+
+
+# How vLLM 0.32 ends the messages that name a parameter, and how it lists what its own models refuse.
+_PARAMETER = re.compile(r" \(parameter=\w+, value=.*\)$", re.DOTALL)
+_VALIDATION_ERROR = re.compile(r"""'loc': 'body\.([^']+)', 'msg': (?:'|")(.+?)(?:'|")(?:, '|})""")
+
+
 class Outcome:
     """What one generation came to. Times are seconds on the monotonic clock."""
 
@@ -55,7 +69,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Names:
-    """The model's name inside the engine and outside."""
+    """What goes by one name inside the engine and by another outside."""
 
     engine: str
     caller: str
@@ -65,6 +79,7 @@ class Names:
         caller = orjson.dumps(self.caller)
         return raw.replace(b'"model":"' + self.engine.encode() + b'"', b'"model":' + caller)
 
+    prompt: str = "prompt"  # the caller's field of what the engine calls its input tokens
 
 def engine_error(status: int, raw: bytes, names: Names) -> EngineAnswerError:
     """The engine's refusal, with the caller's name of the model in it."""
@@ -75,7 +90,15 @@ def engine_error(status: int, raw: bytes, names: Names) -> EngineAnswerError:
     except (orjson.JSONDecodeError, AttributeError):
         message, param = raw.decode(errors="replace")[:500] or f"The engine answered with status {status}.", None
     engine_name = rf"(?<!\w){re.escape(names.engine)}(?!\w)"  # a word of its own: the base is called 'base' in there
-    return EngineAnswerError(status, re.sub(engine_name, lambda _: names.caller, message), param)
+    message = re.sub(engine_name, lambda _: names.caller, _readable(message))
+    param = param.removeprefix("body.") if isinstance(param, str) else None
+    return EngineAnswerError(status, message, names.prompt if param == "input_tokens" else param)
+
+
+def _readable(message: str) -> str:
+    """vLLM's message without its Python: of a list of validation errors each one's place and words."""
+    found = [f"{where}: {words}" for where, words in _VALIDATION_ERROR.findall(message)]
+    return "; ".join(found) or _PARAMETER.sub("", message)
 
 
 async def relay_whole(
@@ -140,6 +163,8 @@ class StreamRewriter:
         """Read the usage; whether the event goes out all the same."""
         body = orjson.loads(data)
         body = body.get("response") or body
+            if self._show_usage and b'"usage":' not in data and event.endswith(b"}\n\n"):
+                event = event[:-3] + b',"usage":null}\n\n'  # as OpenAI's do, for who asked for usage
         self._outcome.note_usage(body.get("usage") or {})
         return self._show_usage or body.get("choices") != []
 

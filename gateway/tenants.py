@@ -26,9 +26,12 @@ class Caller:
     def is_operator(self) -> bool:
         return Scope.ADMIN in self.scopes
 
+    def allows(self, scope: Scope) -> bool:
+        return scope in self.scopes or self.is_operator
+
     def require(self, scope: Scope) -> Tenant:
         """The tenant, when the key may do `scope` for it. Raises PermissionDeniedError."""
-        if scope not in self.scopes and not self.is_operator:
+        if not self.allows(scope):
             raise PermissionDeniedError(f"This API key lacks the scope '{scope}'.")
         if self.tenant is None:
             raise PermissionDeniedError("An operator's key acts for no tenant: name one in the OpenAI-Project header.")

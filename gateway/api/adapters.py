@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -196,7 +197,7 @@ async def _accept_form(
         if "file" in form.files:
             if len(form.files) > 1:
                 raise InvalidRequestError("Send either 'file' or the files one by one, not both.", param="file")
-            return await services.onboarding.accept(tenant, name, form.files["file"], actor=caller.actor)
+            return await _accept(services, caller, tenant, name, form.files["file"])
         if not form.files:
             raise InvalidRequestError(
                 "Send the adapter as 'file' (zip, tar or tar.gz), or as 'adapter_config' and 'adapter_model'.",
@@ -207,7 +208,7 @@ async def _accept_form(
         await asyncio.to_thread(peft.mkdir)
         for field, path in form.files.items():
             await asyncio.to_thread(path.replace, peft / PLAIN_FILES[field])
-        return await services.onboarding.accept(tenant, name, peft, actor=caller.actor)
+        return await _accept(services, caller, tenant, name, peft)
 
 
 async def _accept_upload(
@@ -216,7 +217,14 @@ async def _accept_upload(
     sent = await read_json(request, FromUpload)
     name = check_name(sent.name)
     archive = await services.uploads.file(tenant, sent.upload_id)
-    return await services.onboarding.accept(tenant, name, archive, actor=caller.actor)
+    return await _accept(services, caller, tenant, name, archive)
+
+
+async def _accept(
+    services: Services, caller: Caller, tenant: str, name: str, source: Path
+) -> tuple[AdapterVersion, bool]:
+    templates = caller.allows(Scope.CHAT_TEMPLATE)
+    return await services.onboarding.accept(tenant, name, source, actor=caller.actor, templates=templates)
 
 
 async def _warm(services: Services, version: AdapterVersion) -> None:

@@ -40,6 +40,7 @@ class Answer:
     tokens: tuple[str, ...]
     finish_reason: str
     prompt_tokens: int
+    choices: int = 1  # all alike
 
     @property
     def text(self) -> str:
@@ -49,8 +50,8 @@ class Answer:
     def usage(self) -> Json:
         return {
             "prompt_tokens": self.prompt_tokens,
-            "total_tokens": self.prompt_tokens + len(self.tokens),
-            "completion_tokens": len(self.tokens),
+            "total_tokens": self.prompt_tokens + len(self.tokens) * self.choices,
+            "completion_tokens": len(self.tokens) * self.choices,
             "prompt_tokens_details": None,
         }
 
@@ -79,7 +80,17 @@ def logprob(seed: bytes, position: int, token: int) -> float:
 
 
 def prompt_token_ids(body: Json) -> list[int]:
-    """Of chat messages, a text prompt, a list of token ids, or the input of the responses API."""
+    """Of chat messages, one or several text prompts or lists of token ids, or the input of the responses API."""
+    template = body.get("chat_template") or (body.get("chat_template_kwargs") or {}).get("chat_template")
+    if template:
+        if template.count("{%") != template.count("%}"):
+            raise BadRequestError("The chat template cannot be read.", "chat_template")
+        without: Json = {name: body[name] for name in ("messages", "input", "instructions") if name in body}
+        return [*map(token_id, words(template)), *prompt_token_ids(without)]
+    if body.get("instructions"):
+        told = {"role": "system", "content": body["instructions"]}
+        turns = body["input"] if isinstance(body["input"], list) else [{"role": "user", "content": body["input"]}]
+        return prompt_token_ids({"messages": [told, *turns]})
     if "messages" in body:
         messages = body["messages"]
         if not isinstance(messages, list) or not messages:
@@ -96,6 +107,8 @@ def prompt_token_ids(body: Json) -> list[int]:
         return prompt
     if isinstance(prompt, list) and prompt and all(isinstance(item, dict) for item in prompt):
         return prompt_token_ids({"messages": prompt})
+    if isinstance(prompt, list) and prompt and all(isinstance(item, str | list) for item in prompt):
+        return [token for item in prompt for token in prompt_token_ids({"prompt": item})]
     raise BadRequestError("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
 
 
@@ -138,10 +151,13 @@ def answer_of(id_: str, voice: Voice, body: Json, *, default_tokens: int, contex
     for stop in stops:
         text = text.split(stop)[0]
     said = words(text)
+    prompts = body.get("prompt")
+    several = len(prompts) if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int) else 1
+    choices = several * (body.get("n") or 1)
     if body.get("ignore_eos") and said:
         said = (said * math.ceil(max(limit, 1) / len(said)))[:limit]
-        return Answer(id_, voice, said, "length", prompt)
-    return Answer(id_, voice, said[:limit], "length" if len(said) > limit else "stop", prompt)
+        return Answer(id_, voice, said, "length", prompt, choices)
+    return Answer(id_, voice, said[:limit], "length" if len(said) > limit else "stop", prompt, choices)
 
 
 def error_object(message: str, kind: str, code: int, param: str | None = None) -> Json:
@@ -159,6 +175,12 @@ def is_last_word(event: bytes) -> bool:
     return b'"finish_reason":"' in event or event.startswith(
         (b"event: response.completed", b"event: response.incomplete")
     )
+
+
+def has_word(event: bytes) -> bool:
+    """The event carries a token of the answer."""
+    marks = (b'"content":"', b'"text":"', b'"delta":"')
+    return any(mark in event for mark in marks) and not any(mark + b'"' in event for mark in marks)
 
 
 def prompt_logprobs(voice: Voice, tokens: Sequence[int], wanted: int) -> list[dict[str, Json] | None]:
@@ -188,12 +210,13 @@ def chat_body(answer: Answer, body: Json) -> Json:
         "model": answer.voice.name,
         "choices": [
             {
-                "index": 0,
+                "index": index,
                 "message": {"role": "assistant", "content": answer.text, "refusal": None, "tool_calls": []},
-                "logprobs": {"content": _chat_logprobs(answer)} if body.get("logprobs") else None,
+                "logprobs": {"content": _chat_logprobs(answer, body)} if body.get("logprobs") else None,
                 "finish_reason": answer.finish_reason,
                 "stop_reason": None,
             }
+            for index in range(answer.choices)
         ],
         "usage": answer.usage,
         "system_fingerprint": "echo",
@@ -203,16 +226,18 @@ def chat_body(answer: Answer, body: Json) -> Json:
     }
 
 
-def _chat_logprobs(answer: Answer) -> list[Json]:
-    return [
-        {
-            "token": word,
-            "logprob": logprob(answer.voice.seed, answer.prompt_tokens + index, token_id(word)),
-            "bytes": list(word.encode()),
-            "top_logprobs": [],
-        }
-        for index, word in enumerate(answer.tokens)
-    ]
+def _chat_logprobs(answer: Answer, body: Json) -> list[Json]:
+    def entry(word: str, value: float) -> Json:
+        return {"token": word, "logprob": value, "bytes": list(word.encode())}
+
+    entries = []
+    for index, word in enumerate(answer.tokens):
+        own = logprob(answer.voice.seed, answer.prompt_tokens + index, token_id(word))
+        others = [entry(f" t{rank}", own - rank) for rank in range(1, body.get("top_logprobs") or 0)]
+        entries.append(
+            entry(word, own) | {"top_logprobs": [entry(word, own), *others] if body.get("top_logprobs") else []}
+        )
+    return entries
 
 
 def completion_body(answer: Answer, body: Json) -> Json:
@@ -223,13 +248,14 @@ def completion_body(answer: Answer, body: Json) -> Json:
         "model": answer.voice.name,
         "choices": [
             {
-                "index": 0,
+                "index": index,
                 "text": answer.text,
                 "logprobs": _completion_logprobs(answer) if body.get("logprobs") is not None else None,
                 "finish_reason": answer.finish_reason,
                 "stop_reason": None,
                 "prompt_logprobs": _asked_prompt_logprobs(answer, body),
             }
+            for index in range(answer.choices)
         ],
         "usage": answer.usage,
         "system_fingerprint": "echo",
@@ -243,7 +269,7 @@ def _asked_prompt_logprobs(answer: Answer, body: Json) -> list[dict[str, Json] |
 
 
 def _completion_logprobs(answer: Answer) -> Json:
-    values = [entry["logprob"] for entry in _chat_logprobs(answer)]
+    values = [entry["logprob"] for entry in _chat_logprobs(answer, {})]
     starts = [len("".join(answer.tokens[:index])) for index in range(len(answer.tokens))]
     return {
         "text_offset": starts,
@@ -301,14 +327,15 @@ def chat_events(answer: Answer, body: Json) -> Iterator[bytes]:
             }
         )
 
-    def choice(delta: Json, finish: str | None = None, logprobs: Json | None = None) -> list[Json]:
-        return [{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]
+    def each(delta: Json, finish: str | None = None, logprobs: Json | None = None) -> Iterator[bytes]:
+        for index in range(answer.choices):
+            yield chunk([{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}])
 
-    yield chunk(choice({"role": "assistant", "content": ""}))
-    logprobs = _chat_logprobs(answer) if body.get("logprobs") else None
-    for index, word in enumerate(answer.tokens):
-        yield chunk(choice({"content": word}, logprobs={"content": [logprobs[index]]} if logprobs else None))
-    yield chunk(choice({"content": ""}, answer.finish_reason))
+    yield from each({"role": "assistant", "content": ""})
+    logprobs = _chat_logprobs(answer, body) if body.get("logprobs") else None
+    for position, word in enumerate(answer.tokens):
+        yield from each({"content": word}, logprobs={"content": [logprobs[position]]} if logprobs else None)
+    yield from each({"content": ""}, answer.finish_reason)
     yield from _stream_end(answer, body, chunk)
 
 
@@ -325,9 +352,9 @@ def completion_events(answer: Answer, body: Json) -> Iterator[bytes]:
             }
         )
 
-    for word in answer.tokens:
-        yield chunk([{"index": 0, "text": word, "logprobs": None, "finish_reason": None}])
-    yield chunk([{"index": 0, "text": "", "logprobs": None, "finish_reason": answer.finish_reason}])
+    for word, finish in [*((word, None) for word in answer.tokens), ("", answer.finish_reason)]:
+        for index in range(answer.choices):
+            yield chunk([{"index": index, "text": word, "logprobs": None, "finish_reason": finish}])
     yield from _stream_end(answer, body, chunk)
 
 

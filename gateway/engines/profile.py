@@ -122,6 +122,9 @@ def engine_command(profile: EngineProfile, *, model: Path, socket: Path, python:
 def engine_environment(
     profile: EngineProfile, inherited: Mapping[str, str], *, preload: tuple[str, ...] = ()
 ) -> dict[str, str]:
+    # Adapters may bring a template of their own. Nobody but the gateway reaches the socket, and it sends a template only
+    # from a version whose uploader, or for a caller whose key, is trusted with one.
+    flags.append("--trust-request-chat-template")
     """The engine's whole environment. preload: library names the machine has, from `find_preloads`."""
     kept = {key: value for key, value in inherited.items() if not key.startswith(_WITHHELD)}
     libraries = [*preload, *filter(None, [inherited.get("LD_PRELOAD")])]

@@ -2,17 +2,23 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from adapters.manifest import ServingDefaults
-from gateway.body import CHAT, COMPLETIONS, RESPONSES, TOKENIZE, Endpoint, Prepared, parse, prepare
-from gateway.errors import InvalidRequestError
+from adapters.manifest import Override, ServingDefaults
+from gateway.body import CHAT, COMPLETIONS, RESPONSES, TEMPLATE_FIELDS, TOKENIZE, Endpoint, Prepared, parse, prepare
+from gateway.errors import InvalidRequestError, PermissionDeniedError
 from gateway.settings import RequestSettings
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
 def prepared(
-    fields: dict[str, Any], endpoint: Endpoint = CHAT, defaults: ServingDefaults | None = None
+    fields: dict[str, Any],
+    endpoint: Endpoint = CHAT,
+    defaults: ServingDefaults | None = None,
+    *,
+    templates: bool = False,
 ) -> tuple[Prepared, dict[str, Any]]:
     result = prepare(
         endpoint,
@@ -21,6 +27,7 @@ def prepared(
         cache_salt="salt",
         defaults=defaults,
         limits=RequestSettings(),
+        templates=templates,
     )
     return result, orjson.loads(result.body)
 
@@ -29,9 +36,11 @@ def chat(**fields: Any) -> dict[str, Any]:
     return prepared({"messages": MESSAGES, **fields})[1]
 
 
-def refusal(fields: dict[str, Any], endpoint: Endpoint = CHAT) -> InvalidRequestError:
+def refusal(
+    fields: dict[str, Any], endpoint: Endpoint = CHAT, defaults: ServingDefaults | None = None
+) -> InvalidRequestError:
     with pytest.raises(InvalidRequestError) as refused:
-        prepared(fields, endpoint)
+        prepared(fields, endpoint, defaults)
     return refused.value
 
 
@@ -56,12 +65,17 @@ def test_a_cap_that_is_no_positive_integer_is_refused(value: object) -> None:
     assert refusal({"messages": MESSAGES, "max_tokens": value}).param == "max_tokens"
 
 
-def test_an_unknown_field_is_refused_by_name() -> None:
+def test_unknown_fields_are_refused_by_name_in_openais_words() -> None:
     error = refusal({"messages": MESSAGES, "temprature": 0.5})
     assert (error.param, error.code) == ("temprature", "unknown_parameter")
+    assert str(error) == "Unrecognized request argument supplied: temprature"
+    assert str(refusal({"messages": MESSAGES, "a": 1, "b": 2})) == "Unrecognized request arguments supplied: a, b"
+    assert str(refusal({"input": "Hi", "temprature": 0.5}, RESPONSES)) == "Unknown parameter: 'temprature'."
+    error = refusal({"messages": MESSAGES, "stream": True, "stream_options": {"usage": True}})
+    assert error.param == "stream_options.usage"
 
 
-@pytest.mark.parametrize("name", ["cache_salt", "priority", "chat_template", "kv_transfer_params", "request_id"])
+@pytest.mark.parametrize("name", ["cache_salt", "priority", "stream_interval", "kv_transfer_params", "request_id"])
 def test_what_only_the_gateway_may_set_is_refused(name: str) -> None:
     assert refusal({"messages": MESSAGES, name: "x"}).code == "reserved_parameter"
 
@@ -76,6 +90,11 @@ def test_a_null_is_as_good_as_absent() -> None:
 
 def test_what_nothing_here_can_do_is_refused_unless_it_asks_for_nothing() -> None:
     assert refusal({"messages": MESSAGES, "functions": [{}]}).code == "unsupported_parameter"
+    assert "'tools'" in str(refusal({"messages": MESSAGES, "functions": [{}]}))
+    assert refusal({"messages": MESSAGES, "verbosity": "low"}).code == "unsupported_parameter"
+    assert refusal({"prompt": "Hi", "best_of": 3}, COMPLETIONS).param == "best_of"
+    assert "best_of" not in prepared({"prompt": "Hi", "n": 2, "best_of": 2}, COMPLETIONS)[1]
+    assert refusal({"input": "Hi", "tools": [{"type": "web_search"}]}, RESPONSES).param == "tools[0].type"
     assert refusal({"messages": MESSAGES, "prompt_logprobs": 1}).code == "unsupported_parameter"
     assert refusal({"prompt": "Hi", "echo": True}, COMPLETIONS).code == "unsupported_parameter"
     assert "modalities" not in chat(modalities=["text"])
@@ -87,6 +106,19 @@ def test_streams_are_always_metered_and_say_who_asked() -> None:
     assert not result.wants_usage
     result, _ = prepared({"messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True}})
     assert result.wants_usage
+
+
+def test_stream_options_without_a_stream_are_refused() -> None:
+    assert refusal({"messages": MESSAGES, "stream_options": {"include_usage": True}}).param == "stream_options"
+    assert refusal({"messages": MESSAGES, "stream": True, "stream_options": 1}).param == "stream_options"
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATE_FIELDS))
+def test_only_keys_trusted_with_templates_bring_them(name: str) -> None:
+    with pytest.raises(PermissionDeniedError) as refused:
+        prepared({"messages": MESSAGES, name: {}})
+    assert refused.value.param == name
+    assert prepared({"messages": MESSAGES, name: {"a": 1}}, templates=True)[1][name] == {"a": 1}
 
 
 def test_an_answer_has_as_many_choices_as_prompts_times_n() -> None:
@@ -110,6 +142,11 @@ def test_responses_are_never_stored() -> None:
     assert prepared({"input": "Hi", "store": True}, RESPONSES)[1]["store"] is False
 
 
+def test_tokenizing_takes_either_messages_or_a_prompt() -> None:
+    assert refusal({}, TOKENIZE).param == "messages"
+    assert refusal({"prompt": "Hi", "messages": MESSAGES}, TOKENIZE).param == "messages"
+
+
 def test_tokenizing_takes_no_cap_and_no_salt() -> None:
     assert prepared({"prompt": "Hi"}, TOKENIZE)[1] == {"model": "acme/support@1-00000000", "prompt": "Hi"}
 
@@ -122,6 +159,75 @@ def test_behaviour_travels_with_the_adapter_and_the_caller_overrides_it() -> Non
     own = [{"role": "system", "content": "Be long."}, *MESSAGES]
     _, body = prepared({"messages": own, "temperature": 1.0, "max_tokens": 32}, defaults=defaults)
     assert (body["messages"], body["temperature"], body["max_tokens"]) == (own, 1.0, 32)
+
+
+OWNER = ServingDefaults(
+    chat_template="{{ messages }}",
+    system_prompt="Be brief.",
+    stop=["\n"],
+    temperature=0.0,
+    top_k=5,
+    seed=7,
+    max_tokens=16,
+    overridable=[],
+)
+
+
+def test_every_way_to_ask_gets_the_behaviour_that_fits_it() -> None:
+    _, chat_body = prepared({"messages": MESSAGES}, defaults=OWNER)
+    assert chat_body["chat_template"] == OWNER.chat_template
+    assert chat_body["messages"] == [{"role": "system", "content": "Be brief."}, *MESSAGES]
+    _, response = prepared({"input": "Hi"}, RESPONSES, OWNER)
+    assert response["chat_template_kwargs"] == {"chat_template": OWNER.chat_template}
+    assert response["instructions"] == "Be brief."
+    _, completion = prepared({"prompt": "Hi"}, COMPLETIONS, OWNER)
+    assert completion["prompt"] == "Hi"
+    assert "chat_template" not in completion
+    for body, cap in ((chat_body, "max_tokens"), (response, "max_output_tokens"), (completion, "max_tokens")):
+        assert (body["temperature"], body["top_k"], body["seed"], body["stop"]) == (0.0, 5, 7, ["\n"])
+        assert body[cap] == 16
+    _, counted = prepared({"messages": MESSAGES}, TOKENIZE, OWNER)
+    assert {name: counted[name] for name in ("messages", "chat_template")} == {
+        name: chat_body[name] for name in ("messages", "chat_template")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("temperature", {"temperature": 1}),
+        ("top_k", {"top_k": 1}),
+        ("chat_template", {"chat_template": "x"}),
+        ("messages", {"messages": [{"role": "system", "content": "Be long."}, *MESSAGES]}),
+        ("messages", {"messages": [{"role": "developer", "content": "Be long."}, *MESSAGES]}),
+    ],
+)
+def test_what_the_owner_fixed_is_refused_by_name(name: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        prepared({"messages": MESSAGES, **fields}, defaults=OWNER, templates=True)
+    assert (refused.value.param, refused.value.code) == (name, "fixed_parameter")
+
+
+def test_a_fixed_value_may_be_repeated_and_stops_may_be_added() -> None:
+    _, body = prepared({"messages": MESSAGES, "temperature": 0, "stop": "END"}, defaults=OWNER)
+    assert body["temperature"] == 0
+    assert body["stop"] == ["\n", "END"]
+    assert refusal({"input": "Hi", "instructions": "Be long."}, RESPONSES, OWNER).param == "instructions"
+
+
+@given(sent=st.none() | st.integers(1, 4096), own=st.none() | st.integers(1, 4096), open_to_callers=st.booleans())
+def test_no_caller_gets_past_a_cap_that_the_owner_fixed(
+    sent: int | None, own: int | None, open_to_callers: bool
+) -> None:
+    overridable: list[Override] = ["max_tokens"] if open_to_callers else []
+    defaults = ServingDefaults(max_tokens=own, overridable=overridable)
+    for endpoint, required in ((CHAT, {"messages": MESSAGES}), (RESPONSES, {"input": "Hi"})):
+        _, body = prepared({**required, endpoint.cap: sent}, endpoint, defaults)
+        assert body[endpoint.cap] <= max(sent or 0, own or RequestSettings().default_max_tokens)
+        if sent is not None:
+            assert body[endpoint.cap] <= sent
+        if own is not None and not open_to_callers:
+            assert body[endpoint.cap] <= own
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"null", b'"x"', b"\xff"])
