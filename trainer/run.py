@@ -13,6 +13,7 @@ from adapters.home import Home
 from adapters.manifest import Manifest
 from trainer.config import TrainConfig
 from trainer.data.catalog import load_dataset_spec
+from trainer.data.chat import with_system_prompt
 from trainer.data.fetch import fetch_dataset
 from trainer.data.training import golden_rows, load_training_data
 from trainer.errors import TrainingError
@@ -94,9 +95,12 @@ def run_training(
             load_dataset_spec(name), home.datasets, report=lambda step, size: tell(f"data set {name}: {step}")
         ),
     )
-    renderer = load_renderer(base)
-    train = render_rows(renderer, data.train, max_tokens=config.max_tokens)
-    evaluation = render_rows(renderer, data.eval, max_tokens=config.max_tokens)
+    renderer = load_renderer(base, config.serving.chat_template)
+    rows, held_out = (
+        [with_system_prompt(row, config.serving.system_prompt) for row in part] for part in (data.train, data.eval)
+    )
+    train = render_rows(renderer, rows, max_tokens=config.max_tokens)
+    evaluation = render_rows(renderer, held_out, max_tokens=config.max_tokens)
     write_json(run / RECEIPT_FILE, asdict(mask_receipt(renderer, train)))
     tell("loading the base model")
     trained = train_sft(
@@ -112,7 +116,7 @@ def run_training(
         info,
         renderer,
         folder,
-        goldens=golden_rows(data.eval, config.goldens),
+        goldens=golden_rows(held_out, config.goldens),
         lineage=data.lineage,
         metrics=trained.metrics | {"train_rows": len(train), "left_out_rows": len(data.train) - len(train)},
         report=lambda done, total: tell(f"goldens {done}/{total}"),

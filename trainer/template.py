@@ -1,8 +1,9 @@
 """Render chat rows exactly as serving will, and mark the tokens to train on: each answer and the end of its turn.
 
-Nothing is added to the base model's template. An answer is what the rendering gains between the prompt that serving
-would send (`add_generation_prompt`) and the conversation with the answer in it, so both renderings agree by
-construction; where a template does not allow that, training stops with the row that shows it.
+The template is the base model's, or the one the configuration names to be served with; nothing is added to it. An answer
+is what the rendering gains between the prompt that serving would send (`add_generation_prompt`) and the conversation with
+the answer in it, so both renderings agree by construction; where a template does not allow that, training stops with the
+row that shows it.
 """
 
 import os
@@ -52,7 +53,7 @@ class ChatRenderer:
         try:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
         except Exception as exc:  # a template is a program: it raises what it likes
-            raise TemplateError(f"The base model's chat template refuses the messages: {exc}") from exc
+            raise TemplateError(f"The chat template refuses the messages: {exc}") from exc
 
     def prompt_ids(self, messages: Row) -> list[int]:
         """What the engine computes from these messages."""
@@ -126,8 +127,8 @@ def mask_receipt(renderer: ChatRenderer, rows: Sequence[Rendered], *, samples: i
     )
 
 
-def load_renderer(base: Path) -> ChatRenderer:
-    """From a model folder; reads no weights. Raises TemplateError."""
+def load_renderer(base: Path, chat_template: str | None = None) -> ChatRenderer:
+    """From a model folder; reads no weights. chat_template: instead of the base's. Raises TemplateError."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -135,6 +136,8 @@ def load_renderer(base: Path) -> ChatRenderer:
         tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     except (OSError, ValueError) as exc:
         raise TemplateError(f"{base} has no tokenizer that can be read: {exc}") from exc
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
     stops = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
     if (base / "generation_config.json").is_file():
         eos = GenerationConfig.from_pretrained(base, local_files_only=True).eos_token_id

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.chat import parse_row, read_rows, row_fault, write_rows
+from trainer.data.chat import parse_row, read_rows, row_fault, with_system_prompt, write_rows
 from trainer.errors import DataError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -78,3 +78,10 @@ def test_rows_survive_writing_and_reading(
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     write_rows(path, [row])
     assert read_rows(path) == [row]
+
+
+def test_the_system_prompt_opens_only_what_brings_none() -> None:
+    told = {"role": "system", "content": "Be brief."}
+    assert with_system_prompt([USER, ASSISTANT], "Be brief.") == [told, USER, ASSISTANT]
+    assert with_system_prompt([told, USER, ASSISTANT], "Be long.") == [told, USER, ASSISTANT]
+    assert with_system_prompt([USER, ASSISTANT], None) == [USER, ASSISTANT]

@@ -73,6 +73,19 @@ def test_a_template_that_cannot_be_masked_is_refused(tmp_path: Path, template: s
         load_renderer(tmp_path).render(ROW)
 
 
+def test_a_template_of_ones_own_takes_the_bases_place(tokenizer_folder: Path) -> None:
+    own = CHATML.replace("<|im_start|>' + message['role'] + '\n'", "<|im_start|>[' + message['role'] + '] '").replace(
+        "<|im_start|>assistant\n", "<|im_start|>[assistant] "
+    )
+    renderer = load_renderer(tokenizer_folder, own)
+    assert renderer.text(ROW[1:2], prompt=True) == "<|im_start|>[user] Hi?<|im_end|>\n<|im_start|>[assistant] "
+    rendered = renderer.render(ROW)
+    assert [renderer.decode(rendered.input_ids[start:end]) for start, end in rendered.spans()] == [
+        "Hi.<|im_end|>",
+        "Bye.<|im_end|>",
+    ]
+
+
 def test_a_folder_without_a_tokenizer_is_a_template_error(tmp_path: Path) -> None:
     with pytest.raises(TemplateError):
         load_renderer(tmp_path)

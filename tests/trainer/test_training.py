@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "optimizer": {"learning_rate": 0.02, "epochs": 2, "max_steps": 6, "batch_rows": 4, "evaluations": 2},
     "goldens": 2,
     "golden_tokens": 6,
+    "serving": {"system_prompt": "Be brief."},
 }
 
 
@@ -82,6 +83,7 @@ def test_goldens_are_what_the_stored_weights_say(finished: Finished, tiny_base: 
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, finished.adapter).eval()
     assert len(finished.manifest.goldens) == 2
+    assert {golden.messages[0]["content"] for golden in finished.manifest.goldens} == {"Be brief."}
     for golden in finished.manifest.goldens:
         tokens = torch.tensor([golden.prompt_token_ids + golden.completion_token_ids])
         for wanted, adapted in ((golden.logprobs, True), (golden.base_logprobs, False)):
@@ -99,6 +101,7 @@ def test_goldens_are_what_the_stored_weights_say(finished: Finished, tiny_base: 
 def test_the_run_keeps_its_configuration_and_mask_receipt(finished: Finished) -> None:
     receipt = json.loads((finished.run / "mask-receipt.json").read_text())
     assert receipt["samples"][0]["trained"] == ["Yes.<|im_end|>"]
+    assert any("system\nBe brief.<" in sample["text"] for sample in receipt["samples"])
     assert receipt["end_of_turn_trained"] == receipt["rows"]
     assert json.loads((finished.run / "config.json").read_text())["name"] == "tiny"
     assert math.isfinite(finished.manifest.metrics["eval_loss"])

@@ -81,6 +81,13 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
             file.write(json.dumps({"messages": row}, ensure_ascii=False) + "\n")
 
 
+def with_system_prompt(row: Row, prompt: str | None) -> Row:
+    """As serving does: the prompt opens conversations that bring no system message of their own."""
+    if prompt is None or row[0]["role"] == "system":
+        return row
+    return [{"role": "system", "content": prompt}, *row]
+
+
 def prompt_of(row: Sequence[Message]) -> Row:
     """Everything before the last answer: what serving will be sent."""
     return list(row[:-1])
