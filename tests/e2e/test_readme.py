@@ -1,5 +1,8 @@
 """What the README tells people to type works, in its order, on a real engine."""
 
+import hashlib
+import json
+import logging
 import os
 import re
 import subprocess
@@ -9,18 +12,66 @@ from typing import Any
 
 import openai
 import pytest
+import yaml
 
+from adapters.home import home
 from tests.e2e.machine import Machine
 from tests.factories import make_adapter
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
+logger = logging.getLogger(__name__)
+
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def blocks(kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def is_installed() -> bool:
+    """Whether `make` finds this interpreter's packages as it wants them and will install nothing: see scripts/install.sh."""
+    parts = [(ROOT / "locks" / "cpu.txt").read_bytes(), (ROOT / "pyproject.toml").read_bytes(), f"{ROOT}\n".encode()]
+    stamp = Path(sys.prefix) / "lorikeet-cpu.stamp"
+    return stamp.is_file() and stamp.read_text().strip() == hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def make(target: str, machine: Machine) -> str:
+    """What `make up` or `make down` prints; where it would have to install something first, the command behind it."""
+    command = ["make", target, "PROFILE=cpu", f"VENV={sys.prefix}"]
+    if not is_installed():
+        logger.warning("no make: %s is not what `make install` makes of locks/cpu.txt and pyproject.toml", sys.prefix)
+        command = [sys.executable, "-m", "lorikeet", target]
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # of the `make test` that runs this
+    environment = {name: value for name, value in machine.environment.items() if name not in outer}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def find(pattern: str, text: str) -> str:
+    found = re.search(pattern, text, flags=re.MULTILINE)
+    assert found, f"{pattern} is not in\n{text}"
+    return found[1]
+
+
+def pattern_of(line: str) -> str:
+    """A line that the README shows, with what differs from run to run left open."""
+    open_parts = {r"lk-…": r"lk-\S+", r"\d+\.\d s": r"\d+\.\d s", r"http://\S+(?=/v1)": r"\S+", r"~/\.lorikeet": r"\S+"}
+    for shown, meant in open_parts.items():
+        if found := re.search(shown, line):
+            return rf"^ *({re.escape(line[: found.start()])}{meant}{re.escape(line[found.end() :])})$"
+    return f"^ *({re.escape(line)})$"
+
+
+def write_reduced(kind: str, folder: Path, **changes: Any) -> None:
+    """The configuration of the README's training or evaluation, reduced to seconds."""
+    name = find(rf"^lorikeet {kind} (\S+)", README)
+    reduced = yaml.safe_load((ROOT / "configs" / kind / f"{name}.yaml").read_text(encoding="utf-8"))
+    for field, value in changes.items():
+        reduced[field] = reduced[field] | value if isinstance(value, dict) else value
+    (folder / f"{kind}.yaml").write_text(yaml.safe_dump(reduced), encoding="utf-8")
 
 
 def test_the_two_commands_and_every_other_target_exist() -> None:
@@ -32,21 +83,35 @@ def test_the_two_commands_and_every_other_target_exist() -> None:
 
 
 def test_every_command_of_the_readme_runs(machine: Machine, base_model: Path, tmp_path: Path) -> None:
-    """The blocks marked `run`, on an installation that `lorikeet up` has just made; ADAPTER stands for a PEFT folder. Then the
-    example in Python, and at last the merged model on an engine of its own.
+    """`make up` and the line it prints; the blocks marked `run`, with training and evaluation reduced to seconds, and a PEFT
+    folder for ADAPTER; the example in Python; `make down`; and at last the merged model on an engine of its own.
     """
     machine.home.mkdir()
-    (machine.home / "models").symlink_to(base_model.parent)
-    first = machine.json("up")
+    home().datasets.mkdir(parents=True, exist_ok=True)
+    for kept in (base_model.parent, home().datasets):  # made or fetched once a machine
+        (machine.home / kept.name).symlink_to(kept)
+    printed = make("up", machine)
+    for line in blocks("text")[0].splitlines():
+        find(pattern_of(line), printed)
+    key, url, model = (find(rf"^ +{label}$", printed) for label in (r"(lk-\S+)", r"Address +(\S+)/v1", r"Model +(\S+)"))
+    assert url.endswith(machine.environment["LORIKEET_PORT"])
+    curl = find(r"^(curl (?:.*\\\n)*.*)$", printed)
+    done = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=120, check=False)
+    assert "Paris" in json.loads(done.stdout)["choices"][0]["message"]["content"], done.stderr
+
     adapters = {
         name: str(make_adapter(tmp_path / name, base_model, rank=8, seed=len(name))) for name in ("ADAPTER", "ADAPTER2")
     }
+    optimizer = {"max_steps": 2, "evaluations": 1}
+    write_reduced("train", tmp_path, data={"train_rows": 8, "eval_rows": 4}, optimizer=optimizer, goldens=2)
+    write_reduced("eval", tmp_path, rows=4)
     script = "\n".join(["set -euo pipefail", *blocks("sh run")])
     script = re.sub(r"\bADAPTER2?\b", lambda found: adapters[found[0]], script)
+    script = re.sub(r"^lorikeet (train|eval) \S+", r"lorikeet \1 \1.yaml", script, flags=re.MULTILINE)
     script = script.replace("configs/", f"{ROOT}/configs/")
     environment = machine.environment | {
-        "LORIKEET_URL": first["url"],
-        "KEY": first["key"],
+        "LORIKEET_URL": url,
+        "KEY": key,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     done = subprocess.run(
@@ -55,18 +120,21 @@ def test_every_command_of_the_readme_runs(machine: Machine, base_model: Path, tm
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (tmp_path / "merged" / "config.json").is_file()
     assert '"ready":true' in done.stdout
+    (evaluated,) = (machine.home / "runs").glob("eval-*.json")
+    assert json.loads(evaluated.read_text(encoding="utf-8"))["metrics"]["adapter"]
 
     (example,) = blocks("python")
-    example = example.replace("http://127.0.0.1:8080", first["url"]).replace("lk-…", first["key"])
+    example = example.replace("http://127.0.0.1:8080", url).replace("lk-…", key)
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
-    machine.run("down")
+    make("down", machine)
+    assert machine.processes() == []
     machine.environment["LORIKEET_BASE"] = str(tmp_path / "merged")
     second = machine.json("up")
-    assert second["base_model"] != first["base_model"]
-    with openai.OpenAI(base_url=f"{second['url']}/v1", api_key=first["key"]) as client:
+    assert second["base_model"] != model
+    with openai.OpenAI(base_url=f"{second['url']}/v1", api_key=key) as client:
         assert [model.id for model in client.models.list()] == [second["base_model"]]  # adapters belong to their base
         messages: Any = [{"role": "user", "content": "What is the capital of France?"}]
         answer = client.chat.completions.create(model=second["base_model"], messages=messages, max_tokens=16)
