@@ -84,8 +84,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         raw, self._body = bytes(self._body), bytearray()
-        if self._path == CHAT and b"logprobs" not in raw:
-            asked = orjson.loads(raw)
+        asked = orjson.loads(raw) if self._path == CHAT else {"logprobs": True}
+        if not asked.get("logprobs"):
             if asked.get("stream"):
                 self._left = asked.get("max_tokens") or 16
                 self.transport.write(STREAM_HEAD)

@@ -38,7 +38,7 @@ from gateway.engines.profile import BASE_NAME
 from loadtests.priority import real_time
 
 GATEWAY_CORE, CLIENT_CORE = 0, 1
-PEERS = {"litellm": "litellm[proxy]==1.100.0", "vllm-router": "vllm-router==0.1.14"}
+PEERS = {"litellm": "litellm[proxy]==1.100.0", "vllm-router": "vllm-router==0.1.17"}
 CONCURRENCY = (1, 16, 64)
 LATE_S = 0.1  # a frame that comes later than this after its turn is a stall
 FRAME_S = 0.02
@@ -146,13 +146,14 @@ async def closed_loop(way: Way, concurrency: int, seconds: float) -> dict[str, A
 
 
 async def latest_frame_s(way: Way, streams: int) -> float:
-    """The longest gap between two pieces of any of the streams, less the time between two frames; seconds."""
+    """The longest wait of any stream for its next piece, less the time between two frames; seconds."""
     request = way.request(stream=True, max_tokens=round(STREAM_S / FRAME_S))
 
     async def one(caller: Caller, delay_s: float) -> float:
         await asyncio.sleep(delay_s)
+        began = time.perf_counter()
         await caller.ask(request)
-        return max(np.diff(caller.pieces), default=0.0) - FRAME_S
+        return max(np.diff([began, *caller.pieces])) - FRAME_S
 
     async with callers(way, streams) as made:
         gaps = await asyncio.gather(*(one(caller, number / streams) for number, caller in enumerate(made)))
@@ -221,7 +222,7 @@ def lorikeet(engine: Path, folder: Path) -> Iterator[Way]:
         "LORIKEET_HOME": str(own.root),
         "LORIKEET_PORT": str(port),
         "LORIKEET_ENGINE": str(profile_for_many(folder)),
-        "LORIKEET_REQUESTS__TENANT_MAX_IN_FLIGHT": "10000",
+        "LORIKEET_LIMITS__MAX_IN_FLIGHT": "10000",
         "LORIKEET_REQUESTS__MAX_QUEUE": "10000",
     }
     with running("lorikeet", command, port, folder, core=GATEWAY_CORE, path="/readyz", environment=environment) as it:
