@@ -46,7 +46,7 @@ def fill(home: Home) -> None:
                 size_bytes=9_800_000,
                 rank=8,
                 alpha=16,
-                files={"adapter_model.safetensors": digest},
+                files=files,
             )
             registry.set_status(name, adapter, version.version, VersionStatus.READY)
     database.dispose()
