@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from adapters.errors import DatabaseError
 
-HEAD = "0001"  # newest migration; a test compares it with adapters/migrations
+HEAD = "0003"  # newest migration; a test compares it with adapters/migrations
 BUSY_TIMEOUT_S = 30  # how long a writer waits for another process on the same SQLite file
 _MIGRATION_LOCK = 7_205_759_403  # any constant: Postgres' advisory lock that lets one process migrate at a time
 _BUGS = (sa_exc.IntegrityError, sa_exc.ProgrammingError, sa_exc.DataError)  # ours: nothing an operator could mend
@@ -32,7 +32,7 @@ def open_database(url: str) -> sa.Engine:
     target = _target(url)
     engine = _sqlite(target) if target.get_backend_name() == "sqlite" else _postgres(target)
     try:
-        with _said_plainly(target):
+        with _said_plainly(engine):
             _migrate(engine)
     except BaseException:
         engine.dispose()
@@ -44,7 +44,7 @@ def open_database(url: str) -> sa.Engine:
 def reading(engine: sa.Engine) -> Iterator[Session]:
     """A read transaction: everything read in it is from one moment."""
     options = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
-    with _said_plainly(engine.url), Session(engine.execution_options(**options)) as session, session.begin():
+    with _said_plainly(engine), Session(engine.execution_options(**options)) as session, session.begin():
         yield session
 
 
@@ -53,7 +53,7 @@ def writing(engine: sa.Engine) -> Iterator[Session]:
     """A write transaction, committed when the block ends well. On SQLite it holds the file's write lock from its start,
     so what it reads cannot change before it writes."""
     options = {"lorikeet_write": True}
-    with _said_plainly(engine.url), Session(engine.execution_options(**options)) as session, session.begin():
+    with _said_plainly(engine), Session(engine.execution_options(**options)) as session, session.begin():
         yield session
 
 
@@ -74,7 +74,8 @@ def _target(url: str) -> URL:
 
 
 def _sqlite(target: URL) -> sa.Engine:
-    engine = sa.create_engine(target, connect_args={"timeout": BUSY_TIMEOUT_S}, pool_size=16, max_overflow=32, **_JSON)
+    patience = {} if "timeout" in target.query else {"timeout": BUSY_TIMEOUT_S}
+    engine = sa.create_engine(target, connect_args=patience, pool_size=16, max_overflow=32, **_JSON)
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
@@ -150,14 +151,15 @@ def _upgrade(connection: sa.Connection) -> None:
 
 
 @contextmanager
-def _said_plainly(url: URL) -> Iterator[None]:
+def _said_plainly(engine: sa.Engine) -> Iterator[None]:
     try:
         yield
     except _BUGS:
         raise
     except _UNAVAILABLE as exc:
+        engine.dispose()  # a connection may hold on to a file or a server that is not there any more
         reason = str(getattr(exc, "orig", None) or exc).strip().splitlines()[0]
         raise DatabaseError(
-            f"The registry's database {url.render_as_string(hide_password=True)} cannot be used: {reason}. "
+            f"The registry's database {engine.url.render_as_string(hide_password=True)} cannot be used: {reason}. "
             "Check that it is running, reachable, writable and that its disk has room."
         ) from exc
