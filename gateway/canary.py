@@ -15,7 +15,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -57,6 +57,9 @@ class Watched(Protocol):
 
     @property
     def ready(self) -> bool: ...
+
+    def answered(self) -> None:
+        """A real generation has just succeeded."""
 
     async def restart(self, reason: str) -> None: ...
 
@@ -100,11 +103,17 @@ def corrupted_requests(metrics: str) -> float:
 class Canary:
     """References of one base under one engine profile, and the looks that are compared with them."""
 
-    def __init__(self, base_model: str, store: Path, settings: CanarySettings) -> None:
-        """base_model: the name the engine serves the base under. store: file of the references; see `reference_file`."""
+    def __init__(
+        self, base_model: str, store: Path, settings: CanarySettings, *, failed: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """base_model: the name the engine serves the base under. store: file of the references; see `reference_file`.
+
+        failed: told the id of an engine each time it does not pass.
+        """
         self._base_model = base_model
         self._store = store
         self._settings = settings
+        self._failed = failed
         self._reference: Answers | None = None
         self._asking = asyncio.Lock()
         self.silent_s = ANSWER_S
@@ -177,9 +186,11 @@ class Canary:
                 result = CanaryResult(False, None, f"it has been silent for {self.silent_s:g} s", hopeless=True)
             silent_since_s = None
             if result.ok:
+                replica.answered()
                 failures, next_look_s = 0, time.monotonic() + self._settings.interval_s
                 continue
             failures += 1
+            self._failed(replica.id)
             facts = {"engine": replica.id, "reason": result.reason, "failures": failures}
             logger.warning("canary failed", extra=facts)
             if result.hopeless or failures >= self._settings.failures:

@@ -2,7 +2,8 @@
 
 GatewayError
 ├── EngineError
-│   ├── EngineUnavailableError   no connection, or it broke before or while answering
+│   ├── EngineUnavailableError   it broke off before or while answering
+│   │   └── EngineUnreachableError   no connection: it has not seen the request
 │   ├── EngineStalledError       nothing for longer than the idle limit
 │   ├── EngineStartError         the process did not become ready
 │   ├── AdapterLoadError         the engine refused an adapter
@@ -14,10 +15,19 @@ GatewayError
 ├── InvalidRequestError          a body the caller has to mend; names the parameter
 ├── BodyTooLargeError
 ├── UploadNotFoundError          no such resumable upload
-├── TooManyRequestsError         the tenant has too many requests open
-└── OverloadedError              the queue is full, or a turn did not come in time
+├── RequestNotFoundError         no such generation request, or another tenant's
+├── RateLimitError               too many requests or tokens in a minute; carries the wait and the state of the limits
+├── RequestTooLargeError         one request of more tokens than its limit allows in a minute
+├── BudgetSpentError             this month's budget is used up
+├── TooManyRequestsError         the tenant, key or adapter has too many requests open
+├── SharedLimitsError            Redis did not answer; local limits take its place, so callers never see it
+├── TenantQueueFullError         too many requests of this tenant wait
+├── ShuttingDownError            the gateway takes no new work, or cuts what outlasts its grace
+└── OverloadedError              the queue is full, or a turn did not or will not come in time
+    └── DeadlineUnmetError           in time for the caller's own deadline
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +44,10 @@ class EngineError(GatewayError):
 
 
 class EngineUnavailableError(EngineError):
+    pass
+
+
+class EngineUnreachableError(EngineUnavailableError):
     pass
 
 
@@ -61,6 +75,7 @@ class EngineAnswerError(EngineError):
 
 class NoReplicaError(GatewayError):
     def __init__(self) -> None:
+        self.retry_after_s = 5.0  # a restart takes from some seconds to a minute: early enough, and no crowd
         super().__init__("No engine is ready. Try again shortly.")
 
 
@@ -91,21 +106,69 @@ class BodyTooLargeError(GatewayError):
         super().__init__(f"The body is larger than the {limit_bytes:,} bytes accepted here.")
 
 
+class RequestNotFoundError(GatewayError):
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"There is no request '{request_id}'.")
+
+
 class UploadNotFoundError(GatewayError):
     def __init__(self, upload_id: str) -> None:
         super().__init__(f"There is no open upload '{upload_id}'. It may have expired: start again.")
 
 
+class RateLimitError(GatewayError):
+    """headers: of the answer, beside the advice on when to come again. kind: `requests` or `tokens`."""
+
+    def __init__(self, message: str, *, kind: str, retry_after_s: float, headers: Mapping[str, str]) -> None:
+        self.type = kind
+        self.retry_after_s = retry_after_s
+        self.headers = headers
+        super().__init__(f"{message} Please try again in {duration(retry_after_s)}.")
+
+
+class RequestTooLargeError(GatewayError):
+    def __init__(self, subject: str, limit: int, tokens: int) -> None:
+        super().__init__(
+            f"Request too large for {subject} on tokens per min (TPM): Limit {limit}, Requested {tokens} with the output cap. "
+            "Shorten the prompt or lower the output cap."
+        )
+
+
+class BudgetSpentError(GatewayError):
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"The budget of {subject} for this month is spent. It begins anew with the next month (UTC).")
+
+
+class SharedLimitsError(GatewayError):
+    pass
+
+
 class TooManyRequestsError(GatewayError):
-    def __init__(self, limit: int) -> None:
+    def __init__(self, subject: str, limit: int) -> None:
         self.retry_after_s = 1.0
-        super().__init__(f"This tenant already has {limit} requests open. Wait for one to end.")
+        super().__init__(f"The {subject} already has {limit} requests open. Wait for one to end.")
 
 
 class OverloadedError(GatewayError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(message)
+
+
+class DeadlineUnmetError(OverloadedError):
+    pass
+
+
+class TenantQueueFullError(GatewayError):
+    def __init__(self, limit: int, *, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(f"{limit} requests of this tenant are waiting already. Send them more slowly.")
+
+
+class ShuttingDownError(GatewayError):
+    def __init__(self) -> None:
+        self.retry_after_s = 1.0  # another gateway answers, or this one's successor soon
+        super().__init__("The server is shutting down. Try again shortly.")
 
 
 @dataclass(frozen=True)
@@ -132,7 +195,9 @@ ERROR_OBJECTS: dict[type[Exception], ErrorObject] = {
     adapter_errors.TenantNotFoundError: ErrorObject(404, INVALID, "project_not_found"),
     adapter_errors.KeyNotFoundError: ErrorObject(404, INVALID, "key_not_found"),
     adapter_errors.InvalidNameError: ErrorObject(400, INVALID, "invalid_name"),
+    adapter_errors.InvalidLimitError: ErrorObject(400, INVALID, "invalid_limit"),
     adapter_errors.ConflictError: ErrorObject(409, INVALID, "conflict", retry=False),
+    adapter_errors.RoomError: ErrorObject(409, INVALID, "room_used_up", retry=False),
     adapter_errors.GateRefusedError: ErrorObject(409, INVALID, "gate_refused", retry=False),
     adapter_errors.BaseModelError: ErrorObject(
         500,
@@ -154,6 +219,7 @@ ERROR_OBJECTS: dict[type[Exception], ErrorObject] = {
         503, SERVER, "database", said="The server cannot reach its database now."
     ),
     EngineUnavailableError: ErrorObject(503, SERVER, "engine_unavailable"),
+    EngineUnreachableError: ErrorObject(503, SERVER, "engine_unavailable"),
     EngineStalledError: ErrorObject(504, SERVER, "engine_stalled"),
     EngineStartError: ErrorObject(503, SERVER, "engine_start", said="No engine is running. Try again later."),
     AdapterLoadError: ErrorObject(503, SERVER, "adapter_load_failed"),
@@ -164,8 +230,16 @@ ERROR_OBJECTS: dict[type[Exception], ErrorObject] = {
     UnknownProjectError: ErrorObject(404, INVALID, "project_not_found"),
     InvalidRequestError: ErrorObject(400, INVALID, "invalid_value"),
     BodyTooLargeError: ErrorObject(413, INVALID, "body_too_large"),
+    RequestNotFoundError: ErrorObject(404, INVALID, "request_not_found"),
     UploadNotFoundError: ErrorObject(404, INVALID, "upload_not_found"),
+    RateLimitError: ErrorObject(429, "requests", "rate_limit_exceeded"),
+    RequestTooLargeError: ErrorObject(429, "tokens", "rate_limit_exceeded", retry=False),
+    BudgetSpentError: ErrorObject(429, "insufficient_quota", "insufficient_quota", retry=False),
+    SharedLimitsError: ErrorObject(503, SERVER, "limits_unavailable", said="The server cannot count requests now."),
     TooManyRequestsError: ErrorObject(429, "rate_limit_error", "concurrency_limit_exceeded"),
+    TenantQueueFullError: ErrorObject(429, "rate_limit_error", "slow_down"),
+    ShuttingDownError: ErrorObject(503, "service_unavailable_error", "shutting_down"),
+    DeadlineUnmetError: ErrorObject(503, "service_unavailable_error", "server_is_overloaded"),
     OverloadedError: ErrorObject(503, "service_unavailable_error", "server_is_overloaded"),
 }
 
@@ -189,7 +263,7 @@ def error_body(exc: BaseException) -> dict[str, Any]:
     found = error_object_for(exc)
     error: dict[str, Any] = {
         "message": found.said or str(exc),
-        "type": found.type,
+        "type": getattr(exc, "type", found.type),
         "param": "model" if found.code == "model_not_found" else getattr(exc, "param", None),
         "code": getattr(exc, "code", found.code),
     }
@@ -202,12 +276,20 @@ def error_body(exc: BaseException) -> dict[str, Any]:
 
 def error_headers(exc: BaseException) -> Mapping[str, str]:
     """Retry advice, in the headers the official client reads; waits are hinted up to 60 s."""
-    headers: dict[str, str] = {}
+    headers: dict[str, str] = dict(getattr(exc, "headers", {}))
     if error_object_for(exc).retry is False:
         headers["x-should-retry"] = "false"
     wait_s = getattr(exc, "retry_after_s", None)
     if wait_s is not None:
         wait_s = min(60.0, max(0.001, wait_s))
-        headers["retry-after-ms"] = str(int(wait_s * 1000) or 1)
-        headers["retry-after"] = str(max(1, round(wait_s)))
+        headers["retry-after-ms"] = str(math.ceil(wait_s * 1000))
+        headers["retry-after"] = str(math.ceil(wait_s))
     return headers
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it, rounded up: `120ms`, `1s`, `6m0s`."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"

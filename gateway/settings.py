@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -14,6 +14,7 @@ from pydantic_settings import (
 )
 
 from adapters.home import Home, home
+from adapters.records import Limits
 from adapters.wording import one_line
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -50,14 +51,67 @@ class RequestSettings(_Section):
         description="Seconds a caller may leave its answer unread: it holds a place in the engine meanwhile.",
     )
     answer_s: float = Field(600.0, gt=0, description="Longest wait for an answer that is not streamed.")
-    queue_s: float = Field(60.0, gt=0, description="Longest wait for a turn before the request is refused.")
-    max_queue: int = Field(512, gt=0, description="Most requests waiting for a turn, all tenants together.")
+    queue_s: float = Field(
+        60.0, gt=0, description="Longest wait for an engine and a turn before the request is refused."
+    )
+    max_queue: int = Field(
+        512, gt=0, description="Most requests waiting for a turn at one engine, all tenants together."
+    )
+    tenant_queue: int = Field(
+        128, gt=0, description="Most of them of one tenant, so that no tenant's flood fills the queue for all."
+    )
     patience_s: float = Field(
         2.0, gt=0, description="A request for a cold adapter that waited this long makes a busy LoRA slot drain for it."
     )
-    tenant_max_in_flight: int = Field(
-        64, gt=0, description="Requests one tenant may have open, unless its row says so."
+
+
+class LimitSettings(_Section):
+    """What a tenant may use where no limit of its own was set, and how limits are kept. Empty: unlimited."""
+
+    requests_per_minute: int | None = Field(None, gt=0, description="Generation requests of a tenant.")
+    tokens_per_minute: int | None = Field(None, gt=0, description="Prompt and output tokens of a tenant.")
+    max_in_flight: int = Field(64, gt=0, description="Requests a tenant may have open, at each gateway.")
+    max_adapters: int | None = Field(None, gt=0, description="Adapters of a tenant.")
+    max_stored_bytes: int | None = Field(None, gt=0, description="Sum of the versions a tenant keeps.")
+    monthly_budget: float | None = Field(
+        None, gt=0, description="What a tenant may spend in a month, in the currency of `usage.prices`."
     )
+    observe_only: bool = Field(False, description="Refuse nothing; count and log what would have been refused.")
+    redis_url: str | None = Field(
+        None, description="redis://, rediss:// or unix:// location: all gateways then count together."
+    )
+    redis_timeout_s: float = Field(
+        0.02, gt=0, description="Longest wait for Redis. Until it answers again, each gateway counts for itself."
+    )
+    gateways: int = Field(
+        1, gt=0, description="Gateways that share the limits: each allows so many parts of them while Redis is away."
+    )
+
+    @property
+    def of_tenants(self) -> Limits:
+        """The defaults that hold across gateways."""
+        return Limits(
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            max_adapters=self.max_adapters,
+            max_stored_bytes=self.max_stored_bytes,
+            monthly_budget=self.monthly_budget,
+        )
+
+
+class MetricsSettings(_Section):
+    """What Prometheus is told, and who may ask."""
+
+    key: SecretStr | None = Field(
+        None,
+        description="Bearer token for /metrics and /metrics/engines, beside operators' keys. Without it anybody may read them "
+        "while the gateway listens on this machine only, and nobody but operators when it listens on more.",
+    )
+    max_adapters: int = Field(
+        50, gt=0, description="Adapters with series of their own; later ones share the label `_other`."
+    )
+    max_tenants: int = Field(200, gt=0, description="The same of tenants.")
+    engine_s: float = Field(2.0, gt=0, description="Longest wait for an engine's own metrics.")
 
 
 class ResidencySettings(_Section):
@@ -70,6 +124,28 @@ class ResidencySettings(_Section):
     reconcile_s: float = Field(30.0, gt=0, description="How often the engine's own list is compared with ours.")
     stall_share: float = Field(
         0.2, gt=0, le=1, description="Largest share of time loads may stop the running streams; loads are paced to it."
+    )
+
+
+class FailureSettings(_Section):
+    """What happens when an engine, or the gateway itself, goes away."""
+
+    failovers: int = Field(
+        1,
+        ge=0,
+        description="Engines that may end with a request in them, less one, before it is given up: it may be the cause.",
+    )
+    breaker_failures: int = Field(
+        5, gt=0, description="Failures in a row after which an engine is not asked for a while."
+    )
+    breaker_open_s: float = Field(5.0, gt=0, description="That while, before one request at a time tries it again.")
+    proof_s: float = Field(
+        60.0,
+        gt=0,
+        description="Ready means that an engine gave an answer, the canary's or a caller's, at most so long ago.",
+    )
+    drain_s: float = Field(
+        30.0, ge=0, description="Seconds that running answers get to end when the gateway is stopped."
     )
 
 
@@ -99,6 +175,34 @@ class ProbeSettings(_Section):
     timeout_s: float = Field(60.0, gt=0, description="Longest wait for the engine's answer to one prompt.")
 
 
+class Price(_Section):
+    """Of a million tokens, in `usage.currency`."""
+
+    input: float = Field(0.0, ge=0, description="Of the prompt.")
+    cached: float | None = Field(None, ge=0, description="Of the prompt, found in the cache; None: as `input`.")
+    output: float = Field(0.0, ge=0, description="Of the answer.")
+
+
+class UsageSettings(_Section):
+    """The ledger of generation requests, and what tokens cost."""
+
+    flush_s: float = Field(0.5, gt=0, description="Rows are on disk after this, and outlive a kill.")
+    refresh_s: float = Field(
+        10.0, gt=0, description="How often what was spent this month is read again: other gateways' share is as old."
+    )
+    keep_days: float | None = Field(
+        90.0, ge=1, description="Rows of single requests are deleted after this; totals never. None: kept."
+    )
+    memory_rows: int = Field(
+        50_000, gt=0, description="Rows kept in memory while the disk takes none; the oldest beyond it are lost."
+    )
+    currency: str = Field("usd", pattern="^[a-z]{3}$", description="Of every price and cost.")
+    prices: Price = Field(Price(), description="What tokens cost. A change holds for requests from then on.")
+    adapter_prices: dict[str, Price] = Field(
+        {}, description="Prices of single models, by `owner/adapter` or the base model's name, in place of `prices`."
+    )
+
+
 class Settings(BaseSettings):
     """LORIKEET_REQUESTS__MAX_QUEUE=64 sets requests.max_queue. Raises WrongSettingError, naming every wrong one."""
 
@@ -118,6 +222,7 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes any that is free.")
     base: str = Field("smollm2-135m-instruct", description="Base model: a file of configs/bases, a path, or a hub id.")
     engine: str = Field("auto", description="Engine profile: a file of configs/engines, a path, or `auto`.")
+    engines: int = Field(1, gt=0, description="Engines of that profile; on GPUs each has a device of its own.")
     database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite in the data folder when empty.")
     blob_url: str | None = Field(
         None, description="s3://, gs:// or az:// location; a folder in the data folder when empty."
@@ -126,14 +231,24 @@ class Settings(BaseSettings):
         CONFIGS / "promotion.yaml", description="When a version may go into production; see adapters/promotion.py."
     )
     refresh_s: float = Field(0.25, gt=0, description="How often the registry's change counter is read.")
+    traces_endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="OpenTelemetry collector, OTLP over HTTP: http://host:4318. OTEL_EXPORTER_OTLP_ENDPOINT when empty; where "
+        "neither is set nothing is traced.",
+    )
     log_level: str = Field(
         "INFO", pattern="(?i)^(debug|info|warning|error|critical)$", description="What is logged: this and graver."
     )
     uploads: UploadSettings = UploadSettings()
     requests: RequestSettings = RequestSettings()
+    limits: LimitSettings = LimitSettings()
     residency: ResidencySettings = ResidencySettings()
+    failure: FailureSettings = FailureSettings()
     canary: CanarySettings = CanarySettings()
     probe: ProbeSettings = ProbeSettings()
+    usage: UsageSettings = UsageSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -2,9 +2,7 @@
 
 import json as jsonlib
 import shlex
-import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -23,16 +21,17 @@ from gateway.settings import Settings
 
 FIRST_TENANT = "default"
 TENANT_SCOPES = (Scope.INFERENCE, Scope.ADAPTERS_READ, Scope.ADAPTERS_WRITE, Scope.JOBS)
-DRAIN_S = 20  # running answers may end before the gateway stops
-STOP_S = DRAIN_S + 40  # and the engine after them
+STOP_S = 45  # for the engine to end, after the running answers have
 POLL_S = 0.2
 QUESTION = "What is the capital of France?"
 
 
 def serve() -> None:
-    """Run gateway and engine in the foreground until Ctrl-C or SIGTERM; answers that are being written may end first."""
-    import uvicorn  # here, so that the other commands start sooner
+    """Run gateway and engine in the foreground until Ctrl-C or SIGTERM; answers that are being written may end first.
 
+    A second signal ends them at once.
+    """
+    from gateway import server  # here, so that the other commands start sooner
     from gateway.app import create_app
     from gateway.services import chosen_profile
 
@@ -40,26 +39,12 @@ def serve() -> None:
     logs.configure(settings.log_level)
     chosen_profile(settings)  # a wrong one is told in a line now, and not in the middle of the start
     ensure_base(settings)
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(0)
-    )  # uvicorn raises it again when it is done, for our own finally
     with listen(settings) as listener:
         host, port = listener.getsockname()[:2]
         settings = settings.model_copy(update={"host": host, "port": port})
         with daemon.hold(settings.home, gateway_url(settings, ignore_environment=True)):
-            config = uvicorn.Config(
-                create_app(settings),
-                loop="uvloop",
-                http="httptools",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=DRAIN_S,
-            )
-            server = uvicorn.Server(config)
-            server.run(sockets=[listener])
-    if not server.started:
+            started = server.run(create_app(settings), listener, grace_s=settings.failure.drain_s)
+    if not started:
         raise CommandError("The gateway did not start; the reason is in the lines above.")
 
 
@@ -123,13 +108,17 @@ def up(
 
 
 def down(
-    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait before killing.")] = STOP_S,
+    timeout_s: Annotated[
+        float | None, typer.Option("--timeout", help="Seconds to wait before killing: failure.drain_s and 45 more.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Stop gateway and engine. Answers being written may end first; no process, socket or shared memory is left."""
-    home = Settings().home
+    settings = Settings()
     with err.status("Stopping"):
-        stopped = daemon.stop(home, patience_s=timeout_s)
+        stopped = daemon.stop(
+            settings.home, patience_s=settings.failure.drain_s + STOP_S if timeout_s is None else timeout_s
+        )
     if json:
         print_json(
             {
@@ -179,9 +168,17 @@ def engine(key: OperatorKeyOption = None, json: JsonOption = False) -> None:
 
 def print_engines(found: dict[str, Any]) -> None:
     print_table(
-        ("Engine", "State", "Slots", "Running", "Waiting", "Resident adapters"),
+        ("Engine", "State", "Breaker", "Slots", "Running", "Waiting", "Resident adapters"),
         [
-            (e["id"], e["state"], e["slots"], e.get("in_flight"), e.get("waiting"), "\n".join(e["resident"]) or "none")
+            (
+                e["id"],
+                e["state"],
+                e.get("breaker"),
+                e["slots"],
+                e.get("in_flight"),
+                e.get("waiting"),
+                "\n".join(e["resident"]) or "none",
+            )
             for e in found["engines"]
         ],
         empty="No engines.",

@@ -92,6 +92,19 @@ def load_profile(name_or_path: str | Path) -> EngineProfile:
         raise EngineStartError(f"The engine profile {path} is not valid: {one_line(exc)}") from exc
 
 
+def on_own_device(profile: EngineProfile, number: int, *, engines: int, visible: str | None) -> EngineProfile:
+    """The profile of one of several engines, confined to a GPU of its own; a CPU engine takes no notice.
+
+    visible: the gateway's own CUDA_VISIBLE_DEVICES. Raises EngineStartError when it names fewer devices than engines.
+    """
+    if engines == 1:
+        return profile
+    devices = visible.split(",") if visible else [str(device) for device in range(engines)]
+    if len(devices) < engines:
+        raise EngineStartError(f"{engines} engines need as many devices, but CUDA_VISIBLE_DEVICES is '{visible}'.")
+    return profile.model_copy(update={"env": profile.env | {"CUDA_VISIBLE_DEVICES": devices[number]}})
+
+
 def engine_arguments(profile: EngineProfile, *, model: Path, socket: Path) -> list[str]:
     """vLLM's command-line arguments."""
     arguments = {
@@ -109,6 +122,9 @@ def engine_arguments(profile: EngineProfile, *, model: Path, socket: Path) -> li
     if profile.kv_cache_bytes is not None:
         arguments["--kv-cache-memory-bytes"] = str(profile.kv_cache_bytes)
     flags = ["--enable-lora", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
+    # Adapters may bring a template of their own. Nobody but the gateway reaches the socket, and it sends a template only
+    # from a version whose uploader, or for a caller whose key, is trusted with one.
+    flags.append("--trust-request-chat-template")
     flags += ["--lora-target-modules", *profile.target_modules]
     if profile.eager:
         flags.append("--enforce-eager")
@@ -122,9 +138,6 @@ def engine_command(profile: EngineProfile, *, model: Path, socket: Path, python:
 def engine_environment(
     profile: EngineProfile, inherited: Mapping[str, str], *, preload: tuple[str, ...] = ()
 ) -> dict[str, str]:
-    # Adapters may bring a template of their own. Nobody but the gateway reaches the socket, and it sends a template only
-    # from a version whose uploader, or for a caller whose key, is trusted with one.
-    flags.append("--trust-request-chat-template")
     """The engine's whole environment. preload: library names the machine has, from `find_preloads`."""
     kept = {key: value for key, value in inherited.items() if not key.startswith(_WITHHELD)}
     libraries = [*preload, *filter(None, [inherited.get("LD_PRELOAD")])]

@@ -27,6 +27,10 @@ class EchoReplica:
     ready: bool = True
     reasons: list[str] = field(default_factory=list)
     id: str = "echo"
+    answers: int = 0
+
+    def answered(self) -> None:
+        self.answers += 1
 
     async def restart(self, reason: str) -> None:
         self.reasons.append(reason)
