@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from adapters.models import AuditRow
-from adapters.records import AuditEntry
+from adapters.records import AuditEntry, AuditFilter
 
 
 def append(
@@ -16,12 +16,28 @@ def append(
     session.add(AuditRow(time=now, actor=actor, action=action, tenant=tenant, subject=subject, details=details))
 
 
-def latest(session: Session, limit: int, *, tenant: str | None = None) -> list[AuditEntry]:
-    """The newest entries first, of one tenant or of everybody."""
-    query = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
-    if tenant is not None:
-        query = query.where(AuditRow.tenant == tenant)
-    return [
+def latest(session: Session, limit: int, where: AuditFilter) -> list[AuditEntry]:
+    """The newest entries first; of those newer than one, the ones next to it."""
+    forwards = where.newer_than is not None
+    query = select(AuditRow).order_by(AuditRow.id if forwards else AuditRow.id.desc()).limit(limit)
+    for column, wanted in (
+        (AuditRow.tenant, where.tenants),
+        (AuditRow.actor, where.actors),
+        (AuditRow.action, where.actions),
+        (AuditRow.subject, where.subjects),
+    ):
+        if wanted:
+            query = query.where(column.in_(wanted))
+    if where.since is not None:
+        query = query.where(AuditRow.time >= where.since)
+    if where.until is not None:
+        query = query.where(AuditRow.time < where.until)
+    if where.older_than is not None:
+        query = query.where(AuditRow.id < where.older_than)
+    if where.newer_than is not None:
+        query = query.where(AuditRow.id > where.newer_than)
+    found = [
         AuditEntry(row.id, row.time, row.actor, row.action, row.tenant, row.subject, row.details)
         for row in session.scalars(query)
     ]
+    return found[::-1] if forwards else found

@@ -1,6 +1,6 @@
 """What the registry hands out: frozen views of its rows, safe to keep in memory and to pass between threads."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cached_property
@@ -171,6 +171,20 @@ class AuditEntry:
     tenant: str | None
     subject: str
     details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AuditFilter:
+    """Which entries are asked for. Empty and None ask for all."""
+
+    tenants: Sequence[str] = ()
+    actors: Sequence[str] = ()
+    actions: Sequence[str] = ()
+    subjects: Sequence[str] = ()
+    since: float | None = None
+    until: float | None = None  # not itself
+    older_than: int | None = None  # an entry's id
+    newer_than: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ and a reader that sees counter n sees every change up to n.
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +29,7 @@ from adapters.records import (
     AdapterVersion,
     ApiKey,
     AuditEntry,
+    AuditFilter,
     LimitKind,
     Limits,
     LimitSubject,
@@ -41,6 +43,7 @@ from adapters.rows import (
     alias_of,
     all_versions,
     find_reserved,
+    forget_limits,
     limits_record,
     live_versions,
     placeholder_digest,
@@ -60,6 +63,7 @@ __all__ = [
     "AdapterVersion",
     "ApiKey",
     "AuditEntry",
+    "AuditFilter",
     "LimitKind",
     "LimitSubject",
     "Limits",
@@ -321,10 +325,15 @@ class Registry(Tenancy):
 
     # What happened, and what is
 
-    def audit(self, limit: int = 100, tenant: str | None = None) -> list[AuditEntry]:
-        """The newest first."""
+    def audit(
+        self, limit: int = 100, tenant: str | None = None, *, where: AuditFilter | None = None
+    ) -> list[AuditEntry]:
+        """The newest first. tenant: only its entries, whatever `where` says of tenants."""
+        where = where or AuditFilter()
+        if tenant is not None:
+            where = replace(where, tenants=[tenant])
         with reading(self._engine) as session:
-            return audit.latest(session, limit, tenant=tenant)
+            return audit.latest(session, limit, where)
 
     def change_counter(self) -> int:
         """Differs from a snapshot's counter when the snapshot is out of date. One tiny query."""
@@ -388,13 +397,13 @@ class Registry(Tenancy):
     def _release(self, session: Session, row: VersionRow) -> None:
         row.status = VersionStatus.RETIRED.value
         if session.scalar(live_versions(row.tenant, row.adapter).limit(1)) is None:
-            self._free_name(require_adapter(session, row.tenant, row.adapter))
+            self._free_name(session, require_adapter(session, row.tenant, row.adapter))
 
     def _retire(self, session: Session, adapter: AdapterRow, actor: str) -> list[VersionRow]:
         retired = list(session.scalars(live_versions(adapter.tenant, adapter.name)))
         for row in retired:
             row.status = VersionStatus.RETIRED.value
-        self._free_name(adapter)
+        self._free_name(session, adapter)
         self._audit(session, actor, "adapter.delete", adapter.tenant, adapter.name)
         return retired
 
@@ -402,10 +411,11 @@ class Registry(Tenancy):
         row = session.get(LimitRow, (LimitKind.TENANT.value, tenant, ""))
         return limits_record(row).or_else(self._default_limits)
 
-    def _free_name(self, adapter: AdapterRow) -> None:
+    def _free_name(self, session: Session, adapter: AdapterRow) -> None:
         adapter.shared_with = []
         store_alias(adapter, Alias())
         adapter.deleted_at = self._clock()
+        forget_limits(session, LimitSubject(LimitKind.ADAPTER, adapter.tenant, adapter.name))
 
     def _version(self, row: VersionRow) -> AdapterVersion:
         return version_record(row, self._manifest)

@@ -99,6 +99,12 @@ def placeholder_digest() -> str:
     return f"{PLACEHOLDER}{uuid.uuid4().hex}"
 
 
+def forget_limits(session: Session, subject: LimitSubject) -> None:
+    row = session.get(LimitRow, (subject.kind.value, subject.tenant, subject.name))
+    if row is not None:
+        session.delete(row)
+
+
 def all_versions(tenant: str, name: str) -> sa.Select[VersionRow]:
     """Every version there ever was. One that ended in quarantine was none: its row waits for the next to take its number."""
     retired = VersionRow.status == VersionStatus.RETIRED.value

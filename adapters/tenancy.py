@@ -26,6 +26,7 @@ from adapters.records import (
     Tenant,
 )
 from adapters.rows import (
+    forget_limits,
     key_record,
     limit_subject,
     limits_record,
@@ -88,6 +89,14 @@ class Tenancy:
             query = query.where(TenantRow.archived_at.is_(None))
         with reading(self._engine) as session:
             return [tenant_record(row) for row in session.scalars(query)]
+
+    def tenant(self, name: str) -> Tenant:
+        """Archived ones too. Raises TenantNotFoundError."""
+        with reading(self._engine) as session:
+            row = session.get(TenantRow, name)
+            if row is None:
+                raise TenantNotFoundError(name)
+            return tenant_record(row)
 
     def update_tenant(self, name: str, *, weight: float, actor: str = "operator") -> Tenant:
         """Raises TenantNotFoundError, ConflictError for an archived one."""
@@ -190,6 +199,11 @@ class Tenancy:
         with reading(self._engine) as session:
             return [key_record(row) for row in session.scalars(query)]
 
+    def key(self, key_id: str) -> ApiKey:
+        """Revoked ones too. Raises KeyNotFoundError."""
+        with reading(self._engine) as session:
+            return key_record(require_key(session, key_id))
+
     def revoke_key(self, key_id: str, *, actor: str = "operator") -> ApiKey:
         """Revoking twice is revoking once. Raises KeyNotFoundError."""
         with self._writing() as session:
@@ -211,6 +225,8 @@ class Tenancy:
     def _revoke(self, session: Session, row: KeyRow, actor: str) -> None:
         if row.revoked_at is None:
             row.revoked_at = self._clock()
+            if row.tenant is not None:
+                forget_limits(session, LimitSubject(LimitKind.KEY, row.tenant, row.id))
             self._audit(session, actor, "key.revoke", row.tenant, row.id)
 
     # Limits
