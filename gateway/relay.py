@@ -16,11 +16,10 @@ from typing import Any
 import orjson
 
 from gateway.engines.protocol import EngineResponse
-from gateway.errors import EngineAnswerError, EngineStalledError, EngineUnavailableError, error_body
+from gateway.errors import EngineAnswerError, EngineStalledError, EngineUnavailableError, error_body, error_object_for
 from gateway.sse import DONE, EventSplitter, data_event, payload
 
 
-@dataclass
 class StreamBrokenError(Exception):
     """A stream that ended with an error event: told to the caller already, raised on for the record only."""
 
@@ -35,6 +34,7 @@ _PARAMETER = re.compile(r" \(parameter=\w+, value=.*\)$", re.DOTALL)
 _VALIDATION_ERROR = re.compile(r"""'loc': 'body\.([^']+)', 'msg': (?:'|")(.+?)(?:'|")(?:, '|})""")
 
 
+@dataclass
 class Outcome:
     """What one generation came to. Times are seconds on the monotonic clock."""
 
@@ -71,15 +71,15 @@ class Outcome:
 class Names:
     """What goes by one name inside the engine and by another outside."""
 
-    engine: str
+    engine: str  # the model
     caller: str
+    prompt: str = "prompt"  # the caller's field of what the engine calls its input tokens
 
     def outward(self, raw: bytes) -> bytes:
         """Sound on raw JSON: inside a string value the quotes would be escaped, so only real keys match."""
         caller = orjson.dumps(self.caller)
         return raw.replace(b'"model":"' + self.engine.encode() + b'"', b'"model":' + caller)
 
-    prompt: str = "prompt"  # the caller's field of what the engine calls its input tokens
 
 def engine_error(status: int, raw: bytes, names: Names) -> EngineAnswerError:
     """The engine's refusal, with the caller's name of the model in it."""
@@ -157,14 +157,14 @@ class StreamRewriter:
             self._outcome.finished += finishes
             if finishes or _has_output(data):
                 self._outcome.note_output(now_s)
+            if self._show_usage and b'"usage":' not in data and event.endswith(b"}\n\n"):
+                event = event[:-3] + b',"usage":null}\n\n'  # as OpenAI's do, for who asked for usage
         return self._names.outward(event)
 
     def _note_usage(self, data: bytes) -> bool:
         """Read the usage; whether the event goes out all the same."""
         body = orjson.loads(data)
         body = body.get("response") or body
-            if self._show_usage and b'"usage":' not in data and event.endswith(b"}\n\n"):
-                event = event[:-3] + b',"usage":null}\n\n'  # as OpenAI's do, for who asked for usage
         self._outcome.note_usage(body.get("usage") or {})
         return self._show_usage or body.get("choices") != []
 
