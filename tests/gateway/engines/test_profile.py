@@ -13,6 +13,7 @@ from gateway.engines.profile import (
     engine_environment,
     find_preloads,
     load_profile,
+    on_own_device,
 )
 from gateway.errors import EngineStartError
 
@@ -123,3 +124,20 @@ def test_vllm_itself_accepts_every_profile(vllm_parser: argparse.ArgumentParser,
     )
     assert args.max_num_seqs == profile.max_in_flight
     assert args.enable_lora
+
+
+@pytest.mark.parametrize(("visible", "devices"), [(None, ["0", "1"]), ("", ["0", "1"]), ("3,5", ["3", "5"])])
+def test_each_of_several_engines_has_a_device_of_its_own(visible: str | None, devices: list[str]) -> None:
+    profile = load_profile("gpu-24gb")
+    own = [on_own_device(profile, number, engines=2, visible=visible) for number in range(2)]
+    assert [one.env["CUDA_VISIBLE_DEVICES"] for one in own] == devices
+
+
+def test_a_single_engine_sees_what_the_gateway_sees() -> None:
+    profile = load_profile("gpu-24gb")
+    assert on_own_device(profile, 0, engines=1, visible="0,1") is profile
+
+
+def test_more_engines_than_devices_are_refused() -> None:
+    with pytest.raises(EngineStartError, match="2 engines"):
+        on_own_device(load_profile("gpu-24gb"), 0, engines=2, visible="1")
