@@ -112,6 +112,7 @@ class VersionRow(Base):
             "tenant",
             "adapter",
             "digest",
+            "base",
             unique=True,
             sqlite_where=text("status != 'retired'"),
             postgresql_where=text("status != 'retired'"),

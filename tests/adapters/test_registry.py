@@ -160,6 +160,9 @@ def test_the_same_content_under_the_same_name_is_the_same_version(registry: Regi
     assert again == first
     assert add(registry, name="other", digest=digest).version == 1
     assert add(registry, "globex", digest=digest).version == 1
+    assert (
+        add(registry, digest=digest, base="another").version == 2
+    )  # of what was validated for one base, no other knows
 
 
 def test_a_manifest_comes_back_whole_and_its_serving_defaults_without_reading_it(registry: Registry) -> None:
