@@ -32,6 +32,10 @@ down: ## Stop all of it; leaves no process, socket or shared memory
 status: install ## Is it ready, and what does each engine hold?
 	@$(BIN)/lorikeet status
 
+.PHONY: clients
+clients: install-dev ## Ask a running gateway with curl, LangChain and LiteLLM, as the README shows it
+	@PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/python -m scripts.clients
+
 .PHONY: demo
 demo: install-dev ## The whole story in under fifteen minutes: train, upload, swap, attack, merge, load-test
 	@LORIKEET_ENGINE=cpu PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/python -m scripts.demo
