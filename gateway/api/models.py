@@ -5,7 +5,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from adapters.errors import AdapterNotFoundError
+from adapters.names import parse_reference
 from adapters.registry import AdapterRecord, AdapterVersion, Scope
+from gateway.errors import PermissionDeniedError
 from gateway.resolve import servable, visible
 from gateway.respond import list_object
 from gateway.services import CallerDep, Services, ServicesDep
@@ -66,9 +68,19 @@ async def retrieve_model(model: str, caller: CallerDep, services: ServicesDep) -
 
 @router.delete("/{model:path}")
 async def delete_model(model: str, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
-    """Delete an adapter of one's own, all its versions with it; requests that run end in peace."""
+    """Delete an adapter of one's own, all its versions with it, or the one version named; requests that run end in peace."""
     tenant = caller.require(Scope.ADAPTERS_WRITE).name
-    if (tenant, model) not in services.directory.snapshot.adapters:
+    if model in services.base_names:
+        raise PermissionDeniedError("The base model cannot be deleted.", param="model")
+    reference = parse_reference(model)
+    if (
+        reference is None
+        or reference.tenant not in (None, tenant)
+        or (tenant, reference.name) not in services.directory.snapshot.adapters
+    ):
         raise AdapterNotFoundError(model)
-    await services.onboarding.delete_adapter(tenant, model, actor=caller.actor)
+    if reference.version is None:
+        await services.onboarding.delete_adapter(tenant, reference.name, actor=caller.actor)
+    else:
+        await services.onboarding.delete_version(tenant, reference.name, reference.version, actor=caller.actor)
     return {"id": model, "object": "model", "deleted": True}

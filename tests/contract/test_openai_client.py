@@ -1,12 +1,14 @@
 """The official `openai` client, sync and async, pointed at the gateway: what an application developer sees."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from tests.contract.conftest import Served
+from tests.factories import make_adapter
 from tests.gateway.conftest import EVERYTHING
 
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
@@ -130,6 +132,19 @@ async def test_models_are_listed_retrieved_and_deleted(client: openai.AsyncOpenA
     assert (await client.models.delete("support")).deleted
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("support")
+
+
+async def test_a_model_is_deleted_by_every_name_it_is_retrieved_by(
+    served: Served, client: openai.AsyncOpenAI, tmp_path: Path
+) -> None:
+    await served.upload(make_adapter(tmp_path / "second", served.gateway.base, seed=1), "support")
+    assert (await client.models.delete("support@2")).id == "support@2"
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("support@2")
+    with pytest.raises(openai.PermissionDeniedError):
+        await client.models.delete(served.gateway.services.base.name)
+    assert (await client.models.delete("acme/support")).deleted
+    assert [model.owned_by async for model in client.models.list()] == ["lorikeet"]
 
 
 async def test_an_operator_acts_for_a_project(served: Served) -> None:

@@ -12,6 +12,7 @@ import openai
 import pytest
 import sqlalchemy as sa
 
+from adapters.records import LimitKind, LimitSubject
 from adapters.registry import Scope
 from tests.contract.conftest import Served
 from tests.factories import make_adapter
@@ -155,6 +156,37 @@ async def test_a_failure_that_lasts_is_not_repeated_and_tells_nothing_of_the_mac
             await chat(patient)
     assert (lost.value.type, lost.value.code) == ("server_error", "storage")
     assert str(home.root) not in str(lost.value.body)
+    assert served.requests[CHAT] == 1
+
+
+async def limit(served: Served, **limits: float) -> None:
+    registry = served.gateway.services.registry
+    await asyncio.to_thread(registry.set_limits, LimitSubject(LimitKind.TENANT, "acme"), limits)
+    await served.gateway.services.directory.refresh()
+
+
+async def test_too_many_at_once_wait_as_they_are_told(served: Served) -> None:
+    await limit(served, max_in_flight=1)
+    engine = served.gateway.engine
+    engine.stall()
+    async with await served.client(retries=2) as patient:
+        first = asyncio.ensure_future(chat(patient))
+        await until(lambda: bool(engine.in_flight))
+        refused_s = time.monotonic()
+        second = asyncio.ensure_future(chat(patient))
+        await until(lambda: served.requests[CHAT] == 2)
+        engine.wake()
+        await asyncio.gather(first, second)
+    assert served.requests[CHAT] == 3
+    assert time.monotonic() - refused_s > 0.9  # retry-after-ms said 1,000
+
+
+async def test_what_no_wait_can_mend_is_not_repeated(served: Served) -> None:
+    await limit(served, tokens_per_minute=1)
+    async with await served.client(retries=2) as patient:
+        with pytest.raises(openai.RateLimitError) as refused:
+            await chat(patient)
+    assert (refused.value.type, refused.value.code) == ("tokens", "rate_limit_exceeded")
     assert served.requests[CHAT] == 1
 
 
