@@ -19,8 +19,8 @@ import orjson
 
 from gateway.engines import echo_answers as answers
 from gateway.engines.echo_answers import Answer, BadRequestError, Json, Voice
-from gateway.engines.protocol import EngineAdapters
-from gateway.errors import AdapterLoadError, EngineUnavailableError
+from gateway.engines.protocol import EngineAdapters, Produced
+from gateway.errors import AdapterLoadError, EngineUnavailableError, EngineUnreachableError
 
 GENERATION = {
     "/v1/chat/completions": (answers.chat_body, answers.chat_events, "chatcmpl", 10_000),
@@ -96,6 +96,7 @@ class EchoEngine:
         self.pinned: set[str] = set()
         self.voices: dict[str, Voice] = {}
         self.in_flight: dict[str, int] = {}  # engine name -> requests generating now
+        self._runs: dict[str, _Run] = {}  # by x-request-id
         self._refused: set[str] = set()
         self._poisoned = self._dead = self._core_dead = False
         self._slot_freed = asyncio.Event()
@@ -108,7 +109,8 @@ class EchoEngine:
     async def open(
         self, path: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[EchoResponse]:
-        self._check_alive()
+        if self._dead:
+            raise EngineUnreachableError(f"Engine '{self.id}' cannot be reached.")
         request: Json = orjson.loads(body)
         self.requests.append(SeenRequest(path, request, dict(headers or {})))
         voice = self._voice(str(request.get("model") or self.base.name))
@@ -130,7 +132,7 @@ class EchoEngine:
             except BadRequestError as exc:
                 yield _json(400, answers.error_object(str(exc), "BadRequestError", 400, exc.param))
                 return
-            async with self._running(voice) as run:
+            async with self._running(voice, answer, (headers or {}).get("x-request-id", answer.id)) as run:
                 yield await self._respond(path, request, answer, run)
 
     async def load(self, name: str, folder: Path) -> None:
@@ -161,6 +163,11 @@ class EchoEngine:
     async def adapters(self) -> EngineAdapters:
         self._check_alive()
         return EngineAdapters(registered=frozenset(self.voices), resident=frozenset(self.voices))
+
+    async def produced(self, request_id: str) -> Produced | None:
+        self._check_alive()
+        run = self._runs.get(request_id)
+        return Produced(run.prompt_tokens, 0, run.output_tokens) if run is not None else None
 
     async def healthy(self) -> bool:
         return not (self._dead or self._core_dead)
@@ -235,13 +242,14 @@ class EchoEngine:
         return Answer(answer.id, voice, (), "length", answer.prompt_tokens)
 
     @asynccontextmanager
-    async def _running(self, voice: Voice) -> AsyncIterator["_Run"]:
+    async def _running(self, voice: Voice, answer: Answer, request_id: str) -> AsyncIterator["_Run"]:
         """Count the request; leaving before the last event was made counts as aborted."""
         self.started += 1
-        run = _Run()
+        run = self._runs[request_id] = _Run(answer.prompt_tokens)
         try:
             yield run
         finally:
+            self._runs.pop(request_id, None)
             if run.holds_slot:
                 self._leave(voice)
             if run.done:
@@ -258,6 +266,7 @@ class EchoEngine:
         await self._enter(answer.voice, run)
         for _ in answer.tokens:
             await self._next_step()
+            run.output_tokens += answer.choices
         run.done = True
         if self._core_dead:
             return _json(500, answers.error_object(_DEAD_MESSAGE, "InternalServerError", 500))
@@ -273,6 +282,7 @@ class EchoEngine:
                 yield answers.sse("[DONE]")
                 return
             run.done = run.done or answers.is_last_word(event)
+            run.output_tokens += answers.has_word(event)
             cut = self._random.randrange(len(event))
             for part in filter(None, (event[:cut], event[cut:])):
                 yield part
@@ -314,6 +324,8 @@ class EchoEngine:
 class _Run:
     """Where one request is."""
 
+    prompt_tokens: int
+    output_tokens: int = 0
     holds_slot: bool = False
     done: bool = False
 

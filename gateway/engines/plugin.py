@@ -1,4 +1,4 @@
-"""Routes we add inside vLLM: what it holds, free an adapter for real, pin one.
+"""Routes we add inside vLLM: what it holds, free an adapter for real, pin one, what a running request has come to.
 
 Loaded by vLLM (entry point `vllm.endpoint_plugins`, allowed by VLLM_PLUGINS), never by the gateway. vLLM's own unload
 only forgets the name; the weights stay until something else pushes them out.
@@ -6,6 +6,7 @@ only forgets the name; the weights stay until something else pushes them out.
   GET  /lorikeet/adapters          -> {"adapters": [{"name", "id", "resident"}], "unnamed": n}
   POST /lorikeet/remove {"name"}   -> {"removed": bool}   409 while requests for it run; the name is gone at once
   POST /lorikeet/pin    {"name"}   -> {"pinned": true}    404, 409
+  GET  /lorikeet/produced/ID       -> {"prompt_tokens", "cached_tokens", "output_tokens"}   404 when it does not run
 """
 
 from argparse import Namespace
@@ -88,6 +89,23 @@ async def pin_adapter(request: Request) -> JSONResponse:
     except Exception as exc:  # noqa: BLE001  whatever the worker raised arrives as a plain Exception
         return error(409, f"'{name}' cannot be pinned: {exc}")
     return JSONResponse({"pinned": True})
+
+
+@router.get("/produced/{request_id}")
+async def produced(request_id: str, request: Request) -> JSONResponse:
+    """Of the choices that are still running: a caller that leaves is charged what was made for it."""
+    states = request.app.state.lorikeet_engine.output_processor.request_states.values()
+    running = [state for state in states if request_id in state.external_req_id]  # chatcmpl-ID, cmpl-ID-0, 1_cmpl-ID-0
+    if not running:
+        return error(404, f"'{request_id}' is not running.")
+    prompts = {(state.parent_req or state).external_req_id: state for state in running}.values()
+    return JSONResponse(
+        {
+            "prompt_tokens": sum(state.prompt_len for state in prompts),
+            "cached_tokens": sum(state.num_cached_tokens for state in prompts),
+            "output_tokens": sum(state.detokenizer.num_output_tokens() for state in running if state.detokenizer),
+        }
+    )
 
 
 async def resident_ids(engine: Any) -> set[int]:

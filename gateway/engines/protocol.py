@@ -33,6 +33,15 @@ class EngineAdapters:
     resident: frozenset[str]  # names whose weights are in the engine's memory
 
 
+@dataclass(frozen=True)
+class Produced:
+    """What an engine made for a request that is still running."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
 class Engine(Protocol):
     """One engine process as the gateway's client sees it. Adapter names are engine names (`adapters.names`)."""
 
@@ -62,6 +71,10 @@ class Engine(Protocol):
 
     async def adapters(self) -> EngineAdapters:
         """The engine's own list: the truth that the gateway's view is reconciled with."""
+        ...
+
+    async def produced(self, request_id: str) -> Produced | None:
+        """For the request with this `x-request-id`; None when none such is running. Raises EngineUnavailableError."""
         ...
 
     async def healthy(self) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 import orjson
 
-from gateway.engines.protocol import EngineAdapters
-from gateway.errors import AdapterLoadError, EngineError, EngineUnavailableError
+from gateway.engines.protocol import EngineAdapters, Produced
+from gateway.errors import AdapterLoadError, EngineError, EngineUnavailableError, EngineUnreachableError
 
 # vLLM closes an idle connection after 5 s. A request that meets the closing cannot be repeated, so we close first.
 KEEP_ALIVE_S = 3.0
@@ -83,8 +83,10 @@ class VllmEngine:
     ) -> AsyncIterator[VllmResponse]:
         try:
             response = await self._session.post(path, data=body, headers=headers)
+        except aiohttp.ClientConnectorError as exc:
+            raise EngineUnreachableError(f"Engine '{self.id}' cannot be reached.") from exc
         except _LOST as exc:
-            raise _unavailable(self.id, "cannot be reached", exc) from exc
+            raise _unavailable(self.id, "broke off before answering", exc) from exc
         try:
             yield VllmResponse(response, self.id)
         finally:
@@ -123,6 +125,10 @@ class VllmEngine:
             registered=frozenset(entry["name"] for entry in found if entry["registered"]),
             resident=frozenset(entry["name"] for entry in found if entry["resident"]),
         )
+
+    async def produced(self, request_id: str) -> Produced | None:
+        status, body = await self._get(f"/lorikeet/produced/{request_id}")
+        return Produced(**orjson.loads(body)) if status == 200 else None
 
     async def healthy(self) -> bool:
         try:

@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import json
 import math
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from adapters.tensors import save_tensors
 from gateway.engines.echo import EchoEngine
 from gateway.engines.process import EngineProcess
 from gateway.engines.profile import BASE_NAME
-from gateway.engines.protocol import Engine
+from gateway.engines.protocol import Engine, Produced
 from gateway.errors import AdapterLoadError, EngineError
 from gateway.probe import score
 from tests.factories import adapter_config, adapter_tensors, make_adapter, make_base
@@ -312,6 +313,37 @@ async def test_a_plain_request_is_aborted_when_its_connection_closes(
                 await engine.remove(name)
             except EngineError:
                 await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(("stream", "choices"), [(True, 1), (False, 2)])
+async def test_a_running_request_tells_what_was_made_for_it(engine: Engine, stream: bool, choices: int) -> None:
+    """What a caller that leaves is charged."""
+    request_id = f"req_{uuid.uuid4().hex}"
+    asked_for = {"n": choices, "temperature": 1.0, "max_tokens": 1000, "ignore_eos": True, "stream": stream}
+    body = {"model": BASE_NAME, **HI, **asked_for}
+    prompt = (await ask(engine, CHAT, {**body, "n": 1, "stream": False, "max_tokens": 1}))[1]["usage"]["prompt_tokens"]
+
+    async def generate() -> None:
+        async with engine.open(CHAT, orjson.dumps(body), headers={"x-request-id": request_id}) as response:
+            await response.read()
+
+    async def produced(more_than: int) -> Produced:
+        async with asyncio.timeout(20):
+            while True:
+                found = await engine.produced(request_id)
+                if found is not None and found.output_tokens > more_than:
+                    return found
+                await asyncio.sleep(0.05)
+
+    asked = asyncio.create_task(generate())
+    first = await produced(choices)
+    later = await produced(first.output_tokens)
+    assert first.prompt_tokens == later.prompt_tokens == prompt
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    async with asyncio.timeout(5):
+        while await engine.produced(request_id) is not None:  # noqa: ASYNC110 - the engine has no event for it
+            await asyncio.sleep(0.05)
 
 
 # What vLLM lets in: the reasons why validation is ours

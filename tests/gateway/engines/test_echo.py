@@ -258,3 +258,17 @@ async def test_what_reached_the_engine_can_be_looked_at() -> None:
         assert orjson.loads(await response.read())["id"] == "chatcmpl-r1"
     assert engine.requests[0].headers == {"X-Request-Id": "r1"}
     assert engine.requests[0].body["model"] == "base"
+
+
+async def test_a_running_request_tells_what_was_made_for_it() -> None:
+    engine = EchoEngine()
+    body = orjson.dumps({"model": "base", **HI, "stream": True})
+    async with engine.open(CHAT, body, headers={"x-request-id": "req_1"}) as response:
+        chunks = response.chunks()
+        seen = b""
+        while b'" am"' not in seen:
+            seen += await anext(chunks)
+        produced = await engine.produced("req_1")
+    assert produced is not None
+    assert (produced.prompt_tokens, produced.output_tokens) == (4, 2)
+    assert await engine.produced("req_1") is None

@@ -23,10 +23,12 @@ class StandInClient:
     ids: set[int] = field(default_factory=set)
     pinned: set[int] = field(default_factory=set)
     running: list[str] = field(default_factory=list)
+    states: list[Namespace] = field(default_factory=list)
 
     @property
     def output_processor(self) -> Namespace:
-        return Namespace(request_states={i: Namespace(lora_name=name) for i, name in enumerate(self.running)})
+        states = [*(Namespace(lora_name=name) for name in self.running), *self.states]
+        return Namespace(request_states=dict(enumerate(states)))
 
     async def list_loras(self) -> list[int]:
         return list(self.ids)
@@ -110,3 +112,31 @@ async def test_pinning_says_why_it_cannot(client: httpx.AsyncClient) -> None:
     assert (await client.post("/lorikeet/pin", json={"name": "x"})).status_code == 404
     answer = await client.post("/lorikeet/pin", json={"name": "c"})
     assert (answer.status_code, answer.json()["error"]["message"]) == (409, "'c' cannot be pinned: no free slot")
+
+
+def state(external_id: str, *, prompt: int, cached: int, output: int, parent: Namespace | None = None) -> Namespace:
+    """What the plugin reads of vLLM's RequestState."""
+    return Namespace(
+        external_req_id=external_id,
+        parent_req=parent,
+        prompt_len=prompt,
+        num_cached_tokens=cached,
+        detokenizer=Namespace(num_output_tokens=lambda: output),
+    )
+
+
+async def test_a_running_request_tells_what_it_came_to_with_its_prompt_counted_once_for_all_choices(
+    client: httpx.AsyncClient, engine: StandInClient
+) -> None:
+    parent = Namespace(external_req_id="chatcmpl-req_a")
+    engine.states = [
+        state("chatcmpl-req_a", prompt=10, cached=4, output=3, parent=parent),
+        state("chatcmpl-req_a", prompt=10, cached=4, output=5, parent=parent),
+        state("cmpl-req_b-0", prompt=2, cached=0, output=1),
+        state("cmpl-req_b-1", prompt=3, cached=0, output=1),
+    ]
+    chat = (await client.get("/lorikeet/produced/req_a")).json()
+    assert chat == {"prompt_tokens": 10, "cached_tokens": 4, "output_tokens": 8}
+    several = (await client.get("/lorikeet/produced/req_b")).json()
+    assert several == {"prompt_tokens": 5, "cached_tokens": 0, "output_tokens": 2}
+    assert (await client.get("/lorikeet/produced/req_c")).status_code == 404
