@@ -35,6 +35,8 @@ COMMANDS: dict[str, Mount] = {
     "adapters": Mount("gateway.cli.adapters:adapters_app", "List adapters, or the versions of one."),
     "promote": Mount("gateway.cli.adapters:promote_app", "Make a version the one that answers to the name."),
     "rollback": Mount("gateway.cli.adapters:rollback_app", "Go back to the version before."),
+    "usage": Mount("gateway.cli.usage:usage_app", "Requests, tokens and their cost, by day, adapter or tenant."),
+    "requests": Mount("gateway.cli.usage:requests_app", "Where one request's time went, and what it was charged."),
     "base": Mount("adapters.cli:base_app", "Prepare and inspect base models."),
     "inspect": Mount(
         "adapters.cli:inspect_app", "Show an adapter folder, and every fault that keeps it from being served."

@@ -56,6 +56,11 @@ class Home:
         return self.root / "logs"
 
     @property
+    def usage(self) -> Path:
+        """Ledger rows on their way into the database."""
+        return self.root / "usage"
+
+    @property
     def secret(self) -> Path:
         """Random bytes that key the hash of every API key; mode 0600."""
         return self.root / "secret"
