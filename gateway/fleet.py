@@ -123,10 +123,6 @@ class Fleet:
     max_waiting: int
     waiting: int = field(default=0, init=False)
 
-    @property
-    def ready(self) -> bool:
-        return any(replica.ready for replica in self.replicas)
-
     def proven(self, within_s: float) -> bool:
         """At least one replica takes requests and has shown lately that it can answer them."""
         return any(replica.proven(within_s) for replica in self.replicas)

@@ -314,6 +314,30 @@ async def test_a_flood_does_not_make_anothers_deadline_hopeless() -> None:
     await asyncio.gather(quiet, *flood)
 
 
+async def test_who_leaves_in_the_middle_of_an_answer_makes_the_queue_shorter_too() -> None:
+    clock = Clock()
+    gate = admission(clock, max_queue=10, tenant_queue=10)
+    await serve(gate, clock, took_s=8.0)
+
+    async def stay() -> None:
+        async with gate.turn("acme", "a"):
+            await asyncio.Event().wait()
+
+    callers = [asyncio.create_task(stay()) for _ in range(6)]
+    await asyncio.sleep(0)
+    before_s = gate.expected_wait_s(1)
+    for caller in callers[:4]:
+        clock.now_s += 0.5
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+        await asyncio.sleep(0)
+    assert gate.expected_wait_s(1) < before_s / 2
+    for caller in callers:
+        caller.cancel()
+    await asyncio.gather(*callers, return_exceptions=True)
+    assert gate.in_flight == gate.waiting == 0
+
+
 async def test_a_turn_there_is_now_is_taken_whatever_the_estimates_say() -> None:
     clock = Clock()
     gate = admission(clock)
