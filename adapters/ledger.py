@@ -25,7 +25,8 @@ _DELETED_AT_ONCE = 10_000  # rows; writers wait meanwhile
 class Entry(NamedTuple):
     """One generation request. A tuple, because one is made for each request on the gateway's event loop.
 
-    Times that end in `_s` are seconds after its arrival; None: it did not come to that.
+    Times that end in `_s` are seconds after its arrival; None: it did not come to that. A field that is added goes last and has
+    a default: an older version's spool has fewer.
     """
 
     request_id: str

@@ -187,6 +187,7 @@ class UsageHourRow(Base):
     """Totals of the requests of one hour that reached an engine. Kept for good."""
 
     __tablename__ = "usage_hours"
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012  rows lie in their key's order: sums read a range
     hour: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)  # Unix seconds it began at
     tenant: Mapped[str] = mapped_column(primary_key=True)
     key_id: Mapped[str] = mapped_column(primary_key=True)

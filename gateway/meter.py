@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from adapters.ledger import Entry
 from gateway.engines.protocol import Engine
-from gateway.errors import EngineUnavailableError, GatewayError
+from gateway.errors import EngineError, EngineUnavailableError, GatewayError
 from gateway.relay import Outcome
 
+IN_PROGRESS = "in_progress"  # the outcome of what has not ended
 COUNT_S = 0.3  # longest wait for an engine's count of a request that is about to be cut: the abort waits meanwhile
 
 
@@ -83,8 +84,10 @@ class Meter:
                 result.counted = True
 
     async def count_cut(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
-        """For an exit stack, above the engine's connection."""
-        if exc is not None and not isinstance(exc, EngineUnavailableError):
+        """For an exit stack, above the engine's connection. An engine that is gone, or refused the request, is not asked."""
+        gone = isinstance(exc, EngineUnavailableError)
+        refused = isinstance(exc, EngineError) and not self.outcome.events
+        if exc is not None and not gone and not refused:
             await self.count()
 
     @property
@@ -98,6 +101,3 @@ class Meter:
 
     def _after(self, moment_s: float | None) -> float | None:
         return None if moment_s is None else round(moment_s - self.arrived_s, 6)
-
-
-IN_PROGRESS = "in_progress"

@@ -127,6 +127,7 @@ class Usage:
         """Writes first what a killed gateway left in the folder. Raises OSError, DatabaseError."""
         usage = cls(ledger, await asyncio.to_thread(claim_spools, folder), settings, metrics)
         await usage._store()
+        await usage._refresh()
         usage._running = asyncio.create_task(usage._run(), name="usage")
         return usage
 
@@ -181,6 +182,7 @@ class Usage:
         if batch and not await asyncio.to_thread(self._append, batch):
             self._new[:0] = batch
         self._bound_memory()
+        self._metrics.usage_waiting.set(len(self._unwritten))
         if self._storing is None or self._storing.done():
             self._storing = asyncio.create_task(self._store_or_complain(), name="usage to database")
 
@@ -192,7 +194,8 @@ class Usage:
             await self.flush()
         if self._storing is not None:
             await self._storing
-        await self._store_or_complain()  # the last flush may have met one that was under way
+        if "database" not in self.troubles:
+            await self._store_or_complain()  # the last flush may have met one that was under way
         if self._new:
             logger.error("ledger rows lost at the end", extra={"rows": len(self._new)})
 
@@ -210,6 +213,8 @@ class Usage:
     async def _store_or_complain(self) -> None:
         try:
             await self._store()
+            await self._refresh()
+            await self._prune()
         except Exception as exc:  # noqa: BLE001 - the rows are on disk, and the next flush tries again
             self._note_trouble("database", exc)
         else:
@@ -229,7 +234,6 @@ class Usage:
             self._forget([entry.request_id for entry in stuck])
             stored = {entry.request_id for entry in stuck}
             self._new = [entry for entry in self._new if entry.request_id not in stored]
-        await self._look_after()
 
     def _store_some(self, spool: Spool) -> list[str]:
         """The ids that left the spool."""
@@ -249,14 +253,18 @@ class Usage:
             logger.error("a line of the spool is damaged and left out", extra={"bytes": len(line)})
             return None
 
-    async def _look_after(self) -> None:
-        """What other gateways spent, and rows that are older than is kept: now and then."""
+    async def _refresh(self) -> None:
+        """Now and then: what all gateways spent."""
         now_s = time.monotonic()
         if now_s - self._refreshed_s >= self._settings.refresh_s:
             month = self._spending.month
             spent = await asyncio.to_thread(self._ledger.spent_since, month)
             self._spending.replace(spent, month, self._unwritten.values())
             self._refreshed_s = now_s
+
+    async def _prune(self) -> None:
+        """Now and then: rows that are older than is kept."""
+        now_s = time.monotonic()
         if self._settings.keep_days is not None and now_s - self._pruned_s >= PRUNE_EVERY_S:
             before_ms = int(self._clock() * 1000 - self._settings.keep_days * DAY_MS)
             await asyncio.to_thread(self._ledger.prune, before_ms)

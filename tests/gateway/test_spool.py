@@ -35,6 +35,7 @@ def test_what_was_appended_is_there_for_the_next_process(tmp_path: Path) -> None
 def test_a_line_torn_by_a_kill_is_gone_and_the_next_one_whole(tmp_path: Path) -> None:
     (tmp_path / "spool-0.jsonl").write_bytes(b"whole\n" + b"to" * 700_000)
     (spool,) = claim_spools(tmp_path)
+    assert (tmp_path / "spool-0.jsonl").read_bytes() == b"whole\n"
     spool.append([b"next"])
     assert all_lines(spool) == [b"whole", b"next"]
     spool.close()

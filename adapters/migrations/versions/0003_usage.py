@@ -52,4 +52,5 @@ def upgrade() -> None:
         sa.Column("cached_cost", sa.Double(), nullable=False),
         sa.Column("output_cost", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("hour", "tenant", "key_id", "model", name="pk_usage_hours"),
+        sqlite_with_rowid=False,
     )
