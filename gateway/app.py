@@ -13,8 +13,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import AdapterError
-from gateway.api import adapters, health, models, uploads
+from gateway.api import adapters, health, metrics, models, organization, uploads, usage
 from gateway.api.generation import ENDPOINTS, GenerationEndpoint
+from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, InvalidRequestError, error_body, error_headers, error_object_for
 from gateway.idempotency import Idempotency
 from gateway.services import MakeHost, open_services, services_of
@@ -71,24 +72,35 @@ async def on_http(request: Request, exc: Exception) -> JSONResponse:
 def create_app(settings: Settings | None = None, make_host: MakeHost | None = None) -> FastAPI:
     """make_host: what keeps the engine; a supervised vLLM unless a test says otherwise."""
     settings = settings or Settings()
+    drain = Drain()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(settings, make_host) as app.state.services:
+        async with open_services(settings, make_host, drain=drain) as app.state.services:
             yield
 
     app = FastAPI(title="Lorikeet", lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app.state.drain = drain  # for the server, which is told to stop
     for path, endpoint in ENDPOINTS.items():
         app.router.routes.append(
-            Route(path, GenerationEndpoint(endpoint, services_of, route=path.rsplit("/", 1)[-1]), methods=["POST"])
+            Route(path, GenerationEndpoint(endpoint, services_of, route=path.removeprefix("/v1").strip("/")), methods=["POST"])
         )
-    for router in (health.router, models.router, adapters.router, uploads.router):
+    for router in (
+        health.router,
+        metrics.router,
+        models.router,
+        adapters.router,
+        uploads.router,
+        usage.router,
+        organization.router,
+    ):
         app.include_router(router)
     for known in (AdapterError, GatewayError):
         app.add_exception_handler(known, on_error)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_error)
-    app.add_middleware(Idempotency, prefixes=("/v1/adapters", "/v1/uploads"))
+    app.add_middleware(Idempotency, prefixes=("/v1/adapters", "/v1/uploads", "/v1/organization"))
+    app.add_middleware(NoNewWork, drain=drain)
     app.add_middleware(RequestId)
     return app

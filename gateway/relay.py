@@ -17,6 +17,7 @@ import orjson
 
 from gateway.engines.protocol import EngineResponse
 from gateway.errors import EngineAnswerError, EngineStalledError, EngineUnavailableError, error_body, error_object_for
+from gateway.gaps import Gaps
 from gateway.sse import DONE, EventSplitter, data_event, payload
 
 
@@ -42,9 +43,11 @@ class Outcome:
     first_s: float | None = None  # first event with output
     last_s: float | None = None
     events: int = 0  # events with output; one token each, as a rule
-    max_gap_s: float = 0.0
+    gaps: Gaps = field(default_factory=Gaps)
     prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt's
     completion_tokens: int = 0
+    counted: bool = False  # by the engine; else events were counted, and nothing is known of the prompt
     finished: int = 0  # finish reasons seen
     whole: bool = False
 
@@ -57,7 +60,7 @@ class Outcome:
         if self.first_s is None:
             self.first_s = now_s
         elif self.last_s is not None:
-            self.max_gap_s = max(self.max_gap_s, now_s - self.last_s)
+            self.gaps.add(now_s - self.last_s)
         self.last_s = now_s
         self.events += 1
 
@@ -65,6 +68,9 @@ class Outcome:
         """Reads chat's and completions' names as well as the Responses API's."""
         self.prompt_tokens = usage.get("prompt_tokens") or usage.get("input_tokens") or 0
         self.completion_tokens = usage.get("completion_tokens") or usage.get("output_tokens") or 0
+        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+        self.cached_tokens = details.get("cached_tokens") or 0
+        self.counted = True
 
 
 @dataclass(frozen=True)

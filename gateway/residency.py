@@ -12,11 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from adapters.errors import AdapterError
 from adapters.registry import AdapterVersion
 from gateway.engines.protocol import Engine
 from gateway.errors import AdapterLoadError, EngineUnavailableError, GatewayError, NoReplicaError
+from gateway.metrics import Metrics
 from gateway.settings import ResidencySettings
 
 logger = logging.getLogger(__name__)
@@ -38,22 +40,36 @@ class Held:
 class Residency:
     """One engine's adapters. `restore` hands it a started engine."""
 
-    def __init__(self, fetch: Fetch, production: Production, *, capacity: int, settings: ResidencySettings) -> None:
+    def __init__(
+        self,
+        fetch: Fetch,
+        production: Production,
+        *,
+        capacity: int,
+        settings: ResidencySettings,
+        metrics: Metrics | None = None,
+    ) -> None:
         """capacity: adapters the engine keeps in host memory; more would be read from disk in the middle of a step."""
         self._fetch = fetch
         self._production = production
         self._capacity = capacity
         self._settings = settings
+        self._metrics = metrics or Metrics.create()
         self._engine: Engine | None = None
         self._claims: Counter[str] = Counter()  # leases, and those who wait for their turn to take one
         self._leases: Counter[str] = Counter()
         self._loaded: OrderedDict[str, AdapterVersion] = OrderedDict()  # least recently used first
         self._used_s: dict[str, float] = {}
         self._deaths: Counter[str] = Counter()  # how often the engine went away while the name was loaded
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()  # each for as long as somebody holds or wants it
         self._loading = asyncio.Lock()  # one load at a time: each stops the engine's streams
         self._next_load_s = 0.0
         self._released = asyncio.Event()  # set, and replaced, when the last claim on a name ends
+
+    @property
+    def claimed(self) -> int:
+        """Engine names that requests hold, or wait to hold."""
+        return len(self._claims)
 
     @property
     def resident(self) -> list[str]:
@@ -99,6 +115,7 @@ class Residency:
             self._leases[name] += 1
             try:
                 load_s = 0.0
+                self._note_lookup(hit=name in self._loaded)
                 if name not in self._loaded:
                     started_s = time.monotonic()
                     await self._ensure(version)
@@ -125,6 +142,7 @@ class Residency:
 
     async def sweep(self) -> None:
         """Free what is idle and no longer production; warm what production needs and is not loaded."""
+        self._forget_use()
         production = {version.engine_name: version for version in self._production()}
         now_s = time.monotonic()
         for name in self.resident:
@@ -182,6 +200,7 @@ class Residency:
                 await self._load(self._engine, version, folder)
                 took_s = time.monotonic() - started_s
                 self._next_load_s = started_s + took_s / self._settings.stall_share
+                self._metrics.load_stall.labels(self._engine.id).observe(took_s)
         logger.info("adapter loaded", extra={"adapter": name, "load_s": round(took_s, 4)})
 
     async def _load(self, engine: Engine, version: AdapterVersion, folder: Path) -> None:
@@ -207,6 +226,7 @@ class Residency:
         if victim is not None and self._engine is not None:
             self._loaded.pop(victim)
             await self._engine.remove(victim)
+            self._metrics.evictions.labels(self._engine.id, "room").inc()
 
     async def _remove(self, name: str) -> None:
         """The name's lock keeps a load of the same name out until the engine has let go of it."""
@@ -215,17 +235,26 @@ class Residency:
                 return
             self._loaded.pop(name)
             await self._engine.remove(name)
-        self._used_s.pop(name, None)
+            self._metrics.evictions.labels(self._engine.id, "unused").inc()
         logger.info("adapter freed", extra={"adapter": name})
+
+    def _note_lookup(self, *, hit: bool) -> None:
+        if self._engine is not None:
+            self._metrics.lookups.labels(self._engine.id, "hit" if hit else "miss").inc()
 
     def _note_loaded(self, version: AdapterVersion) -> None:
         self._loaded[version.engine_name] = version
         self._touch(version.engine_name)
 
     def _touch(self, name: str) -> None:
-        self._used_s[name] = time.monotonic()
         if name in self._loaded:
+            self._used_s[name] = time.monotonic()
             self._loaded.move_to_end(name)
+
+    def _forget_use(self) -> None:
+        """Drop what is remembered of names that are not loaded any more."""
+        for name in self._used_s.keys() - self._loaded.keys():
+            del self._used_s[name]
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """What the endpoints are handed: built once, read-only, closed together."""
 
 import asyncio
+import itertools
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,26 +18,33 @@ from adapters.base import BaseModelInfo, find_base, read_base
 from adapters.blobs import BlobStore, materialise
 from adapters.database import open_database
 from adapters.home import Home
+from adapters.ledger import Ledger
 from adapters.promotion import PromotionPolicy, load_policy
-from adapters.registry import AdapterVersion, Registry, Scope, load_secret
+from adapters.registry import AdapterVersion, LimitKind, LimitSubject, Registry, Scope, load_secret
 from adapters.validation import EngineLimits
 from gateway.admission import Admission, Scheduler
+from gateway.breaker import Breaker
 from gateway.canary import Canary, reference_file
 from gateway.directory import Directory
+from gateway.drain import Drain
 from gateway.engines.detect import largest_gpu_mib, profile_for
 from gateway.engines.process import EngineProcess
-from gateway.engines.profile import BASE_NAME, EngineProfile, load_profile
+from gateway.engines.profile import BASE_NAME, EngineProfile, load_profile, on_own_device
 from gateway.engines.protocol import Engine, EngineHost
 from gateway.fleet import Fleet, Replica
-from gateway.limits import OpenRequests
+from gateway.limits import Limiter
 from gateway.metrics import Metrics
 from gateway.onboarding import Onboarding
-from gateway.residency import Residency
+from gateway.pulse import beat
+from gateway.residency import Fetch, Production, Residency
 from gateway.resolve import Target, production_versions, resolve
 from gateway.settings import Settings
+from gateway.shared_buckets import SharedBuckets
 from gateway.tasks import Tasks
 from gateway.tenants import Caller, identify
+from gateway.tracing import Tracer, open_tracer
 from gateway.uploads import Uploads
+from gateway.usage import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +61,24 @@ class Services:
     directory: Directory
     blobs: BlobStore
     base: BaseModelInfo
-    limits: EngineLimits
+    limits: Limiter
     promotion_policy: PromotionPolicy
     fleet: Fleet
     onboarding: Onboarding
     canary: Canary
     uploads: Uploads
-    open_requests: OpenRequests
     metrics: Metrics
+    tracer: Tracer
+    ledger: Ledger
+    usage: Usage
+    drain: Drain
     started_at: int  # Unix seconds
+
+    @property
+    def ready(self) -> bool:
+        """An engine has answered lately and takes requests, and so does the gateway."""
+        proof_s = max(self.settings.failure.proof_s, 3 * self.settings.canary.interval_s)  # idle, only the canary asks
+        return self.fleet.proven(proof_s) and not self.drain.began
 
     def resolve(self, model: str, tenant: str) -> Target:
         """What a tenant means by `model` now. Raises AdapterNotFoundError."""
@@ -104,13 +122,66 @@ def chosen_profile(settings: Settings) -> EngineProfile:
 
 
 def engine_process(settings: Settings, profile: EngineProfile, model: Path) -> MakeHost:
-    """The real thing: a supervised vLLM. Tests hand in another maker."""
+    """The real thing: supervised vLLMs, the next one with each call. Tests hand in another maker."""
+    numbers = itertools.count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
 
     def make(on_ready: OnReady) -> EngineHost:
-        home = settings.home
-        return EngineProcess(profile, model, home.run, home.logs / "engine-0.log", on_ready=on_ready)
+        home, number = settings.home, next(numbers)
+        own = on_own_device(profile, number, engines=settings.engines, visible=visible)
+        name = f"engine-{number}"
+        return EngineProcess(own, model, home.run, home.logs / f"{name}.log", id=name, on_ready=on_ready)
 
     return make
+
+
+def open_replica(
+    settings: Settings,
+    profile: EngineProfile,
+    make_host: MakeHost,
+    *,
+    fetch: Fetch,
+    production: Production,
+    canary: Canary,
+    metrics: Metrics,
+) -> Replica:
+    """One engine, not yet started, with everything the gateway keeps beside it."""
+    residency = Residency(
+        fetch, production, capacity=profile.host_adapters, settings=settings.residency, metrics=metrics
+    )
+    breaker = Breaker(failures=settings.failure.breaker_failures, open_s=settings.failure.breaker_open_s)
+
+    async def on_ready(engine: Engine) -> None:
+        await canary.calibrate(engine)
+        await residency.restore(engine)
+        breaker.renew(time.monotonic())
+        metrics.starts.labels(engine.id).inc()
+
+    scheduler = Scheduler(
+        slots=max(1, profile.slots - 1),  # one stays spare, for probes and swaps
+        max_in_flight=profile.max_in_flight,
+        patience_s=settings.requests.patience_s,
+    )
+    admission = Admission(
+        scheduler,
+        max_queue=settings.requests.max_queue,
+        tenant_queue=settings.requests.tenant_queue,
+        longest_wait_s=settings.requests.queue_s,
+    )
+    return Replica(make_host(on_ready), residency, admission, breaker, slots=profile.slots)
+
+
+def open_limiter(settings: Settings, metrics: Metrics, usage: Usage) -> Limiter:
+    """Raises SharedLimitsError for an address that cannot be one."""
+    limits = settings.limits
+
+    def spent(subject: LimitSubject) -> float:
+        if subject.kind is LimitKind.KEY:
+            return usage.key_spent_this_month(subject.name)
+        return usage.spent_this_month(subject.tenant)
+
+    shared = SharedBuckets(limits.redis_url, timeout_s=limits.redis_timeout_s) if limits.redis_url else None
+    return Limiter(limits, metrics, spent=spent, shared=shared)
 
 
 def ensure_operator_key(home: Home, registry: Registry) -> None:
@@ -132,7 +203,9 @@ def version_folder(home: Home, version: AdapterVersion) -> Path:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings, make_host: MakeHost | None = None) -> AsyncIterator[Services]:
+async def open_services(
+    settings: Settings, make_host: MakeHost | None = None, *, drain: Drain | None = None
+) -> AsyncIterator[Services]:
     """Everything started; the engine goes on starting in the background, and `/readyz` tells when it is there.
 
     Raises BaseModelError when the base model is not prepared, DatabaseError when the registry cannot be opened.
@@ -142,7 +215,7 @@ async def open_services(settings: Settings, make_host: MakeHost | None = None) -
     base = await asyncio.to_thread(read_base, model)
     profile = await asyncio.to_thread(chosen_profile, settings)
     database = await asyncio.to_thread(open_database, settings.registry_url)
-    registry = Registry(database, secret=load_secret(home.secret))
+    registry = Registry(database, secret=load_secret(home.secret), default_limits=settings.limits.of_tenants)
     await asyncio.to_thread(ensure_operator_key, home, registry)
     directory = await Directory.open(registry)
     blobs = await asyncio.to_thread(BlobStore.open, settings.blob_location)
@@ -152,66 +225,76 @@ async def open_services(settings: Settings, make_host: MakeHost | None = None) -
         await asyncio.to_thread(bring_to_disk, blobs, version, folder)
         return folder
 
-    residency = Residency(
-        fetch,
-        lambda: production_versions(directory.snapshot, base.fingerprint.weights_digest),
-        capacity=profile.host_adapters,
-        settings=settings.residency,
+    metrics = Metrics.create(settings.metrics.max_adapters, settings.metrics.max_tenants)
+    canary = Canary(
+        BASE_NAME,
+        reference_file(home, base.fingerprint.weights_digest, profile.name),
+        settings.canary,
+        failed=lambda engine: metrics.canary_failures.labels(engine).inc(),
     )
-    canary = Canary(BASE_NAME, reference_file(home, base.fingerprint.weights_digest, profile.name), settings.canary)
+    maker = make_host or engine_process(settings, profile, model)
 
-    async def on_ready(engine: Engine) -> None:
-        await canary.calibrate(engine)
-        await residency.restore(engine)
+    def production() -> list[AdapterVersion]:
+        return production_versions(directory.snapshot, base.fingerprint.weights_digest)
 
-    host = (make_host or engine_process(settings, profile, model))(on_ready)
-    scheduler = Scheduler(
-        slots=max(1, profile.slots - 1),  # one stays spare, for probes and swaps
-        max_in_flight=profile.max_in_flight,
-        patience_s=settings.requests.patience_s,
-    )
-    admission = Admission(scheduler, max_queue=settings.requests.max_queue, longest_wait_s=settings.requests.queue_s)
-    fleet = Fleet((Replica(host, residency, admission, slots=profile.slots),))
-    limits = EngineLimits(max_rank=profile.max_rank, allowed_modules=frozenset(profile.target_modules))
+    replicas = [
+        open_replica(settings, profile, maker, fetch=fetch, production=production, canary=canary, metrics=metrics)
+        for _ in range(settings.engines)
+    ]
+    for replica in replicas:  # at nought from the start, so that the first is seen as a rise
+        metrics.starts.labels(replica.id)
+        metrics.canary_failures.labels(replica.id)
+    fleet = Fleet(tuple(replicas), max_waiting=settings.requests.max_queue)
+    engine_limits = EngineLimits(max_rank=profile.max_rank, allowed_modules=frozenset(profile.target_modules))
     onboarding = Onboarding(
         registry=registry,
         blobs=blobs,
         base=base,
-        limits=limits,
+        limits=engine_limits,
         home=home,
         fleet=fleet,
         directory=directory,
         uploads=settings.uploads,
         probe=settings.probe,
     )
+    ledger = Ledger(database)
+    usage = await Usage.open(ledger, home.usage, settings.usage, metrics)
+    limiter = open_limiter(settings, metrics, usage)
     services = Services(
         settings=settings,
         registry=registry,
         directory=directory,
         blobs=blobs,
         base=base,
-        limits=limits,
+        limits=limiter,
         promotion_policy=await asyncio.to_thread(load_policy, settings.promotion_policy),
         fleet=fleet,
         onboarding=onboarding,
         canary=canary,
         uploads=Uploads(home, settings.uploads),
-        open_requests=OpenRequests(settings.requests.tenant_max_in_flight),
-        metrics=Metrics.create(),
+        metrics=metrics,
+        tracer=open_tracer(settings.traces_endpoint),
+        ledger=ledger,
+        usage=usage,
+        drain=drain or Drain(),
         started_at=int(time.time()),
     )
     try:
-        async with Tasks() as tasks:
-            tasks.start(host.start(), name="engine start")
-            tasks.start(directory.follow(settings.refresh_s), name="directory")
-            tasks.start(residency.run(), name="residency")
-            tasks.start(onboarding.run(), name="onboarding")
-            tasks.start(services.uploads.run(), name="uploads")
+        async with limiter, Tasks() as tasks:
             for replica in fleet.replicas:
+                tasks.start(replica.host.start(), name=f"start {replica.id}")
+                tasks.start(replica.residency.run(), name=f"residency {replica.id}")
                 tasks.start(canary.watch(replica), name=f"canary {replica.id}")
+            tasks.start(directory.follow(settings.refresh_s), name="directory")
+            tasks.start(onboarding.run(), name="onboarding")
+            tasks.start(limiter.run(), name="limits")
+            tasks.start(beat(metrics.loop_lag.observe), name="pulse")
+            tasks.start(services.uploads.run(), name="uploads")
             yield services
     finally:
-        await host.stop()
+        await asyncio.gather(*(replica.host.stop() for replica in fleet.replicas))
+        await services.usage.close()
+        await services.tracer.close()
         database.dispose()
 
 

@@ -1,12 +1,13 @@
 """Is the process alive, can it answer, and what does the operator's eye see?"""
 
+import time
 from typing import Any
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.client import gateway_url
-from gateway.services import CallerDep, ServicesDep
+from gateway.fleet import Replica
+from gateway.services import CallerDep, Services, ServicesDep
 
 router = APIRouter()
 
@@ -19,26 +20,34 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(services: ServicesDep, response: Response) -> dict[str, Any]:
-    """At least one engine takes requests; 503 until then."""
-    response.status_code = 200 if services.fleet.ready else 503
+    """200 when at least one engine takes requests and has really generated lately, and the gateway is not draining; else 503.
+
+    ready_since: Unix seconds. answered_s_ago: how long ago each engine's last whole answer was, a caller's or the canary's.
+    """
+    ready = services.ready
+    response.status_code = 200 if ready else 503
     return {
-        "ready": services.fleet.ready,
+        "ready": ready,
+        "ready_since": ready_since(services) if ready else None,
+        "draining": services.drain.began,
         "engines": {replica.id: replica.state for replica in services.fleet.replicas},
+        "breakers": {replica.id: breaker_state(replica) for replica in services.fleet.replicas},
+        "answered_s_ago": {replica.id: answered_s_ago(replica) for replica in services.fleet.replicas},
     }
 
 
-@router.get("/metrics")
-async def metrics(services: ServicesDep) -> Response:
-    for replica in services.fleet.replicas:
-        values = {
-            "ready": float(replica.ready),
-            "in_flight_requests": replica.admission.in_flight,
-            "waiting_requests": replica.admission.waiting,
-            "resident_adapters": len(replica.residency.resident),
-            "slots": replica.slots,
-        }
-        services.metrics.note_engine(replica.id, values)
-    return Response(services.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+def ready_since(services: Services) -> int:
+    since_s = [replica.breaker.well_since_s for replica in services.fleet.replicas if replica.available]
+    return round(time.time() - time.monotonic() + min(filter(None, since_s)))
+
+
+def breaker_state(replica: Replica) -> str:
+    return replica.breaker.state(time.monotonic())
+
+
+def answered_s_ago(replica: Replica) -> float | None:
+    answered_s = replica.breaker.answered_s
+    return None if answered_s is None else round(time.monotonic() - answered_s, 1)
 
 
 @router.get("/lorikeet/status")
@@ -47,7 +56,7 @@ async def status(caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
     caller.require_operator()
     return {
         "url": gateway_url(services.settings, ignore_environment=True),
-        "ready": services.fleet.ready,
+        "ready": services.ready,
         "base_model": services.base.name,
         "engines": [
             {
@@ -57,6 +66,8 @@ async def status(caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
                 "resident": replica.residency.resident,
                 "in_flight": replica.admission.in_flight,
                 "waiting": replica.admission.waiting,
+                "breaker": breaker_state(replica),
+                "answered_s_ago": answered_s_ago(replica),
             }
             for replica in services.fleet.replicas
         ],

@@ -338,7 +338,7 @@ async def test_a_tenant_at_its_limit_waits_and_others_do_not(tmp_path: Path, tin
         tmp_path / "home",
         tiny_base,
         engine=lambda: EchoEngine(slots=4, token_s=0.02),
-        requests={"tenant_max_in_flight": 1},
+        limits={"max_in_flight": 1},
     ) as gateway:
         model = gateway.services.base.name
         async with await gateway.client() as client, await gateway.client("globex") as other:
