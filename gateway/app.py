@@ -83,7 +83,11 @@ def create_app(settings: Settings | None = None, make_host: MakeHost | None = No
     app.state.drain = drain  # for the server, which is told to stop
     for path, endpoint in ENDPOINTS.items():
         app.router.routes.append(
-            Route(path, GenerationEndpoint(endpoint, services_of, route=path.removeprefix("/v1").strip("/")), methods=["POST"])
+            Route(
+                path,
+                GenerationEndpoint(endpoint, services_of, route=path.removeprefix("/v1").strip("/")),
+                methods=["POST"],
+            )
         )
     for router in (
         health.router,
