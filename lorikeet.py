@@ -29,8 +29,12 @@ COMMANDS: dict[str, Mount] = {
     ),
     "status": Mount("gateway.cli.running:status_app", "Is it ready, and what does each engine hold?"),
     "engine": Mount("gateway.cli.running:engine_app", "State, LoRA slots and resident adapters of each engine."),
-    "tenants": Mount("gateway.cli.access:tenants_app", "Create and list tenants."),
-    "keys": Mount("gateway.cli.access:keys_app", "Create, list and revoke API keys."),
+    "tenants": Mount("gateway.cli.access:tenants_app", "Create, list and archive tenants."),
+    "keys": Mount("gateway.cli.access:keys_app", "Create, list, rotate and revoke API keys."),
+    "limits": Mount(
+        "gateway.cli.access:limits_app", "Requests, tokens, adapters, bytes and money of tenants and keys."
+    ),
+    "audit": Mount("gateway.cli.access:audit_app", "Who changed what."),
     "push": Mount("gateway.cli.adapters:push_app", "Upload an adapter folder as a new version."),
     "adapters": Mount("gateway.cli.adapters:adapters_app", "List adapters, or the versions of one."),
     "promote": Mount("gateway.cli.adapters:promote_app", "Make a version the one that answers to the name."),

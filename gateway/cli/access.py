@@ -1,14 +1,19 @@
-"""`lorikeet tenants` and `lorikeet keys`: who may use this installation. They write the registry of this machine's settings."""
+"""`lorikeet tenants`, `keys`, `limits` and `audit`: who may use this installation, how much of it, and who changed that.
+
+They use the registry of this machine's settings. Over HTTP the same is `/v1/organization`.
+"""
 
 import time
 from typing import Annotated, Any
 
 import typer
 
-from adapters.registry import ApiKey, Scope, Tenant
+from adapters.registry import ApiKey, AuditEntry, LimitKind, Limits, LimitSubject, Scope, Tenant
+from adapters.tenancy import ROTATION_OVERLAP_S
 from gateway.cli.common import (
     HELP,
     JsonOption,
+    command,
     let_the_gateway_notice,
     local_registry,
     out,
@@ -19,14 +24,16 @@ from gateway.cli.common import (
 from gateway.settings import Settings
 
 DAY_S = 86400
+HOUR_S = 3600
 
 tenants_app = typer.Typer(add_completion=False, no_args_is_help=True, context_settings=HELP)
 keys_app = typer.Typer(add_completion=False, no_args_is_help=True, context_settings=HELP)
+limits_app = typer.Typer(add_completion=False, no_args_is_help=True, context_settings=HELP)
 
 
 @tenants_app.callback()
 def _tenants() -> None:
-    """Create and list tenants. A tenant owns adapters and keys and never sees another's.
+    """Create, list and archive tenants. A tenant owns adapters and keys and never sees another's.
 
     Works on the registry of this machine's settings, whether or not a gateway runs; a running one notices at once.
     """
@@ -67,9 +74,21 @@ def list_tenants(json: JsonOption = False) -> None:
     )
 
 
+@tenants_app.command("archive")
+def archive_tenant(name: Annotated[str, typer.Argument(help="The tenant.")], json: JsonOption = False) -> None:
+    """Stop a tenant's keys and adapters for good. What it stored and its name stay. Running requests end normally."""
+    settings = Settings()
+    tenant = local_registry(settings).archive_tenant(name)
+    let_the_gateway_notice(settings)
+    if json:
+        print_json(tenant_document(tenant))
+    else:
+        out.print(f"Archived tenant {tenant.name}.")
+
+
 @keys_app.callback()
 def _keys() -> None:
-    """Create, list and revoke API keys. A key is shown once, when it is created; only its hash is kept."""
+    """Create, list, rotate and revoke API keys. A key is shown once, when it is created; only its hash is kept."""
 
 
 @keys_app.command("create")
@@ -137,6 +156,26 @@ def list_keys(
     )
 
 
+@keys_app.command("rotate")
+def rotate_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="From `lorikeet keys list`.")],
+    overlap_hours: Annotated[float, typer.Option(min=0, help="How long the old key still works.")] = (
+        ROTATION_OVERLAP_S / HOUR_S
+    ),
+    json: JsonOption = False,
+) -> None:
+    """Create a key in another's place and show it, this once. It has the same tenant, scopes, name and limits."""
+    settings = Settings()
+    key, plaintext = local_registry(settings).rotate_key(key_id, overlap_s=overlap_hours * HOUR_S)
+    let_the_gateway_notice(settings)
+    if json:
+        print_json(key_document(key) | {"key": plaintext})
+        return
+    out.print(f"Created key {key.id}. {key_id} works for another {overlap_hours:g} h at most.")
+    out.print("The new one is shown only this once:\n")
+    typer.echo(f"  {plaintext}\n")
+
+
 @keys_app.command("revoke")
 def revoke_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="From `lorikeet keys list`.")], json: JsonOption = False
@@ -151,6 +190,115 @@ def revoke_key(
         out.print(f"Revoked {key.id}.")
 
 
+@limits_app.callback()
+def _limits() -> None:
+    """Set and list limits of tenants, their keys and their adapters. What is not set is unlimited, or the gateway's default."""
+
+
+TenantArgument = Annotated[str, typer.Argument(help="The tenant.")]
+Number = Annotated[str | None, typer.Option(metavar="NUMBER|none", show_default=False)]
+
+
+@limits_app.command("set")
+def set_limits(
+    tenant: TenantArgument,
+    key: Annotated[str | None, typer.Option(metavar="ID", help="Of this key of the tenant's.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Of this adapter of the tenant's, whoever calls it.")] = None,
+    requests_per_minute: Number = None,
+    tokens_per_minute: Number = None,
+    max_in_flight: Number = None,
+    max_adapters: Number = None,
+    max_stored_bytes: Number = None,
+    monthly_budget: Number = None,
+    json: JsonOption = False,
+) -> None:
+    """Set a tenant's limits, or those of one key or adapter. `none` takes one away; what is not named stays.
+
+    lorikeet limits set acme --requests-per-minute 600 --tokens-per-minute 100000
+    """
+    given = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "max_in_flight": max_in_flight,
+        "max_adapters": max_adapters,
+        "max_stored_bytes": max_stored_bytes,
+        "monthly_budget": monthly_budget,
+    }
+    changes = {name: limit_number(name, text) for name, text in given.items() if text is not None}
+    if not changes:
+        raise typer.BadParameter("name at least one limit, such as --requests-per-minute 600")
+    if key is not None and adapter is not None:
+        raise typer.BadParameter("name a key or an adapter, not both", param_hint="--adapter")
+    settings = Settings()
+    subject = LimitSubject(LimitKind.TENANT, tenant)
+    if key is not None:
+        subject = LimitSubject(LimitKind.KEY, tenant, key)
+    if adapter is not None:
+        subject = LimitSubject(LimitKind.ADAPTER, tenant, adapter)
+    limits = local_registry(settings).set_limits(subject, changes)
+    let_the_gateway_notice(settings)
+    if json:
+        print_json(limits_document(subject, limits))
+    else:
+        out.print(f"Limits of {subject}: {limits_line(limits)}.")
+
+
+@limits_app.command("list")
+def list_limits(
+    tenant: Annotated[str | None, typer.Argument(help="Only this tenant's.", show_default=False)] = None,
+    json: JsonOption = False,
+) -> None:
+    """List what was set."""
+    found = local_registry(Settings()).limits(tenant)
+    if json:
+        print_json({"object": "list", "data": [limits_document(*one) for one in found.items()]})
+        return
+    print_table(
+        ("Of", "Limits"),
+        [(subject, limits_line(limits)) for subject, limits in found.items()],
+        empty="No limits. Set some with: lorikeet limits set TENANT --requests-per-minute 600",
+    )
+
+
+def audit(
+    tenant: Annotated[str | None, typer.Option(help="Only what concerns this tenant.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most entries shown.")] = 50,
+    json: JsonOption = False,
+) -> None:
+    """Show who changed what, the newest first. Entries are never changed or deleted."""
+    entries = local_registry(Settings()).audit(limit, tenant)
+    if json:
+        print_json({"object": "list", "data": [audit_document(entry) for entry in entries]})
+        return
+    print_table(
+        ("When", "Who", "What", "Tenant", "Of", "Details"),
+        [(when(e.time), e.actor, e.action, e.tenant or "", e.subject, details_line(e)) for e in entries],
+        empty="Nothing has happened yet.",
+    )
+
+
+audit_app = command(audit)
+
+
+def limit_number(name: str, text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        hint = "--" + name.replace("_", "-")
+        raise typer.BadParameter(f"'{text}' is neither a number nor 'none'", param_hint=hint) from None
+
+
+def limits_line(limits: Limits) -> str:
+    found = [f"{name} {value:,}" for name, value in vars(limits).items() if value is not None]
+    return ", ".join(found).replace("_", " ") or "none"
+
+
+def details_line(entry: AuditEntry) -> str:
+    return " ".join(f"{name}={value}" for name, value in entry.details.items() if value not in (None, "", []))
+
+
 def key_state(key: ApiKey, now: float) -> str:
     if key.revoked_at is not None:
         return "revoked"
@@ -162,7 +310,31 @@ def tenant_document(tenant: Tenant) -> dict[str, Any]:
         "object": "tenant",
         "name": tenant.name,
         "created_at": int(tenant.created_at),
+        "archived_at": int(tenant.archived_at) if tenant.archived_at is not None else None,
         "weight": tenant.weight,
+    }
+
+
+def limits_document(subject: LimitSubject, limits: Limits) -> dict[str, Any]:
+    return {
+        "object": "limits",
+        "of": subject.kind.value,
+        "tenant": subject.tenant,
+        "name": subject.name or None,
+        **vars(limits),
+    }
+
+
+def audit_document(entry: AuditEntry) -> dict[str, Any]:
+    return {
+        "object": "audit_entry",
+        "id": entry.id,
+        "time": int(entry.time),
+        "actor": entry.actor,
+        "action": entry.action,
+        "tenant": entry.tenant,
+        "subject": entry.subject,
+        "details": dict(entry.details),
     }
 
 
@@ -174,6 +346,7 @@ def key_document(key: ApiKey) -> dict[str, Any]:
         "name": key.name,
         "scopes": sorted(key.scopes),
         "hint": key.hint,
+        "account": key.account,
         "created_at": int(key.created_at),
         "expires_at": int(key.expires_at) if key.expires_at is not None else None,
         "revoked_at": int(key.revoked_at) if key.revoked_at is not None else None,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from adapters.errors import InvalidLimitError
 from gateway.cli.adapters import zip_adapter
 from gateway.cli.running import curl_line, look
 from gateway.client import CommandError, RefusedError
@@ -115,6 +116,51 @@ async def test_a_key_is_shown_once_and_ends_when_it_is_revoked(run: Run) -> None
     refused = await run("adapters", "--key", created["key"])
     assert isinstance(refused.exception, RefusedError)
     assert refused.exception.status == 401
+
+
+async def test_a_rotated_key_lives_beside_the_old_one_for_a_while(run: Run) -> None:
+    await run("tenants", "create", "acme")
+    old = document(await run("keys", "create", "--tenant", "acme", "--json"))
+    new = document(await run("keys", "rotate", old["id"], "--overlap-hours", "2", "--json"))
+    assert (new["tenant"], new["scopes"], new["account"]) == ("acme", old["scopes"], old["account"])
+    for key in (old, new):
+        assert (await run("adapters", "--key", key["key"])).exit_code == 0
+    listed = {key["id"]: key for key in document(await run("keys", "list", "--tenant", "acme", "--json"))["data"]}
+    assert 7000 < listed[old["id"]]["expires_at"] - new["created_at"] <= 7200
+    assert document(await run("keys", "rotate", new["id"], "--overlap-hours", "0", "--json"))
+    assert isinstance((await run("adapters", "--key", new["key"])).exception, RefusedError)
+
+
+async def test_limits_are_set_listed_and_taken_away(run: Run) -> None:
+    created = document(await run("tenants", "create", "acme", "--max-in-flight", "3", "--json"))
+    assert created["archived_at"] is None
+    key = document(await run("keys", "create", "--tenant", "acme", "--json"))
+    first = document(await run("limits", "set", "acme", "--requests-per-minute", "600", "--json"))
+    assert (first["max_in_flight"], first["requests_per_minute"]) == (3, 600)
+    await run("limits", "set", "acme", "--key", key["id"], "--monthly-budget", "12.5")
+    listed = document(await run("limits", "list", "acme", "--json"))["data"]
+    assert [(one["of"], one["name"], one["monthly_budget"]) for one in listed] == [
+        ("tenant", None, None),
+        ("key", key["id"], 12.5),
+    ]
+    assert "requests per minute 600" in (await run("limits", "list")).stdout
+    for change in ("--requests-per-minute", "--max-in-flight"):
+        await run("limits", "set", "acme", change, "none")
+    assert len(document(await run("limits", "list", "--json"))["data"]) == 1
+    assert (await run("limits", "set", "acme")).exit_code == 2
+    assert (await run("limits", "set", "acme", "--requests-per-minute", "many")).exit_code == 2
+    assert isinstance((await run("limits", "set", "acme", "--requests-per-minute", "0")).exception, InvalidLimitError)
+
+
+async def test_the_audit_log_tells_who_did_what_and_an_archived_tenant_is_gone(run: Run) -> None:
+    await run("tenants", "create", "acme")
+    await run("limits", "set", "acme", "--max-adapters", "2")
+    assert document(await run("tenants", "archive", "acme", "--json"))["archived_at"] is not None
+    assert document(await run("tenants", "list", "--json"))["data"] == []
+    entries = document(await run("audit", "--tenant", "acme", "--json"))["data"]
+    assert [entry["action"] for entry in entries] == ["tenant.archive", "limits.set", "tenant.create"]
+    assert entries[1]["details"] == {"max_adapters": 2}
+    assert "limits.set" in (await run("audit", "--limit", "2")).stdout
 
 
 async def test_a_tenants_own_key_needs_no_tenant_named(run: Run, gateway: Gateway, adapter: Path) -> None:
