@@ -153,7 +153,7 @@ async def latest_frame_s(way: Way, streams: int) -> float:
         await asyncio.sleep(delay_s)
         began = time.perf_counter()
         await caller.ask(request)
-        return max(np.diff([began, *caller.pieces])) - FRAME_S
+        return float(max(np.diff([began, *caller.pieces]))) - FRAME_S
 
     async with callers(way, streams) as made:
         gaps = await asyncio.gather(*(one(caller, number / streams) for number, caller in enumerate(made)))
