@@ -39,7 +39,7 @@ def interpreter(kind: str) -> Path:
     python, stamp = folder / "bin" / "python", folder / "installed"
     if not stamp.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", PACKAGES[kind]], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-qq", PACKAGES[kind]], check=True)
         stamp.touch()
     return python
 
@@ -67,7 +67,7 @@ def main() -> int:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         wrong = done.returncode != 0 or not done.stdout.strip() or '"error"' in done.stdout
         failed = failed or wrong
-        said = (done.stderr or done.stdout)[-400:] if wrong else done.stdout.strip()[:100]
+        said = (done.stderr or done.stdout)[-400:] if wrong else " ".join(done.stdout.split())[:100]
         table.add_row(kind, PACKAGES.get(kind, ""), f"{time.monotonic() - started_s:.1f} s", said)
     Console().print(table)
     return int(failed)

@@ -3,7 +3,8 @@
 import asyncio
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,7 @@ async def test_a_foreign_adapter_cannot_be_told_from_one_that_is_not_there(serve
         ("POST", "/v1/responses", {"input": "Hi"}),
         ("POST", "/tokenize", {"prompt": "Hi"}),
     ]
-    statements: list[str] = []
-    sa.event.listen(sa.Engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-    async with await served.gateway.client("acme") as acme:
+    async with await served.gateway.client("acme") as acme, asked_of_databases() as statements:
         for there, absent in (("globex/secret", "globex/absent"), ("globex/secret@1", "globex/absent@1")):
             for method, path, fields in asks:
                 said = [await seen(acme, method, path, name, fields) for name in (there, absent)]
@@ -126,6 +125,19 @@ async def test_a_foreign_adapter_cannot_be_told_from_one_that_is_not_there(serve
                 said = [await seen(acme, method, f"/v1/models/{name}", name, None) for name in (there, absent)]
                 assert said[0] == said[1]
     assert not [statement for statement in statements if "secret" in statement or "absent" in statement]
+
+
+@asynccontextmanager
+async def asked_of_databases() -> AsyncIterator[list[str]]:
+    """Statements with their parameters, of every database of this process."""
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append(f"{statement} {parameters}")
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    yield statements
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 
 async def seen(

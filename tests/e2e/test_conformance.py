@@ -86,6 +86,11 @@ async def test_the_engine_does_what_the_official_client_asks(acme: openai.AsyncO
     assert stopped.choices[0].finish_reason == "stop"
     completion = await acme.completions.create(model=BASE, prompt=["a", "b"], max_tokens=2, logprobs=1)
     assert len(completion.choices) == 2
+    async with acme.responses.stream(model=BASE, input="Hi", max_output_tokens=4) as events:
+        response = await events.get_final_response()
+    assert response.output_text
+    assert response.usage is not None
+    assert response.usage.output_tokens == 4
     chunks = [
         chunk
         async for chunk in await acme.chat.completions.create(
