@@ -196,7 +196,10 @@ def _limits() -> None:
 
 
 TenantArgument = Annotated[str, typer.Argument(help="The tenant.")]
-Number = Annotated[str | None, typer.Option(metavar="NUMBER|none", show_default=False)]
+
+
+def number_option(what: str) -> Any:
+    return typer.Option(metavar="NUMBER|none", show_default=False, help=what)
 
 
 @limits_app.command("set")
@@ -204,12 +207,12 @@ def set_limits(
     tenant: TenantArgument,
     key: Annotated[str | None, typer.Option(metavar="ID", help="Of this key of the tenant's.")] = None,
     adapter: Annotated[str | None, typer.Option(help="Of this adapter of the tenant's, whoever calls it.")] = None,
-    requests_per_minute: Number = None,
-    tokens_per_minute: Number = None,
-    max_in_flight: Number = None,
-    max_adapters: Number = None,
-    max_stored_bytes: Number = None,
-    monthly_budget: Number = None,
+    requests_per_minute: Annotated[str | None, number_option("Generation requests.")] = None,
+    tokens_per_minute: Annotated[str | None, number_option("Prompt and output tokens together.")] = None,
+    max_in_flight: Annotated[str | None, number_option("Requests open at once.")] = None,
+    max_adapters: Annotated[str | None, number_option("Adapters of the tenant.")] = None,
+    max_stored_bytes: Annotated[str | None, number_option("Sum of the versions that the tenant keeps.")] = None,
+    monthly_budget: Annotated[str | None, number_option("In the currency of the prices; of a tenant or key.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Set a tenant's limits, or those of one key or adapter. `none` takes one away; what is not named stays.

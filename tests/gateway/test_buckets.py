@@ -65,6 +65,8 @@ def test_a_refusal_takes_nothing_from_any_bucket(steps: list[tuple[float, int, i
         if answer.granted:
             held.append(asks)
             assert tuple(after) == answer.levels
+            assert min(after[:2]) >= -1e-9
+            assert after[2] <= 3
         else:
             assert after == before == list(answer.levels)
         if settles and held:
