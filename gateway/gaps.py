@@ -36,7 +36,7 @@ class Gaps:
 
 
 class GapHistogram(Collector):
-    """A histogram that takes a stream's gaps at once: observing 25,000 of them a second one by one costs a tenth of a core."""
+    """A histogram that takes a stream's gaps at once: a gap then costs 0.25 us where it happens, and not 1.4 us."""
 
     def __init__(self, name: str, documentation: str, label: str) -> None:
         self._name = name

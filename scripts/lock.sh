@@ -45,8 +45,8 @@ compile() { # NAME CONSTRAINT|- ARGUMENT...
 }
 
 compile dev "$work/torch-cpu.txt" "${cpu[@]}" \
-  --extra engine-cpu --extra trainer --extra loadtests --extra dev --extra postgres --extra redis
+  --extra engine-cpu --extra trainer --extra loadtests --extra dev --extra postgres --extra redis --extra otel
 compile cpu locks/dev.txt "${cpu[@]}" --extra engine-cpu --extra trainer --extra loadtests
 compile gateway locks/dev.txt "${cpu[@]}"
-compile gpu - "${gpu[@]}" --extra engine-gpu --extra trainer --extra loadtests --extra postgres --extra redis
+compile gpu - "${gpu[@]}" --extra engine-gpu --extra trainer --extra loadtests --extra postgres --extra redis --extra otel
 compile trainer locks/gpu.txt "${gpu[@]}" --extra trainer

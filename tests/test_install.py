@@ -15,8 +15,8 @@ LOCKS = ("gateway", "cpu", "dev", "gpu", "trainer")
 EXTRAS = {
     "gateway": (),
     "cpu": ("engine-cpu", "trainer", "loadtests"),
-    "dev": ("engine-cpu", "trainer", "loadtests", "dev", "postgres"),
-    "gpu": ("engine-gpu", "trainer", "loadtests", "postgres"),
+    "dev": ("engine-cpu", "trainer", "loadtests", "dev", "postgres", "redis", "otel"),
+    "gpu": ("engine-gpu", "trainer", "loadtests", "postgres", "redis", "otel"),
     "trainer": ("trainer",),
 }
 BREAKS_ON_CPU = {"torchvision", "torchaudio", "torchcodec", "triton", "vllm"}
