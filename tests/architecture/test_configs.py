@@ -12,6 +12,7 @@ from adapters.promotion import load_policy
 from gateway.engines.profile import load_profile
 from gateway.settings import Settings
 from loadtests.scenario import load_scenario
+from tests.architecture.observability import load_rules, load_scrapes
 from trainer.config import load_config, load_train_config
 from trainer.data.catalog import load_dataset_spec
 from trainer.evaluation.config import EvalConfig
@@ -43,6 +44,8 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "configs/promotion.yaml": load_policy,
     "configs/eval": load_eval_config,
     "configs/loadtests": load_scenario,
+    "configs/observability/alerts.yaml": load_rules,
+    "configs/observability/prometheus.yml": load_scrapes,
     "configs/train": load_train_config,
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from adapters.base import read_base
 from adapters.tensors import save_tensors
@@ -24,6 +25,7 @@ from gateway.engines.profile import BASE_NAME
 from gateway.engines.protocol import Engine, Produced
 from gateway.errors import AdapterLoadError, EngineError
 from gateway.probe import score
+from tests.architecture.observability import ENGINE_SERIES
 from tests.factories import adapter_config, adapter_tensors, make_adapter, make_base
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -393,6 +395,16 @@ async def test_vllm_answers_a_missing_folder_with_404(engine: Engine, adapter_fo
 
 
 # Endings. These end the process; the supervisor brings it back for whoever comes next
+
+
+async def test_its_metrics_have_the_names_and_labels_that_dashboards_and_alerts_ask_for(engine: Engine) -> None:
+    await ask(engine, CHAT, {"model": BASE_NAME, **HI, "max_tokens": 2})
+    told: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(await engine.metrics()):
+        for sample in family.samples:
+            told.setdefault(sample.name, set()).update(sample.labels)
+    wanted = json.loads(ENGINE_SERIES.read_text(encoding="utf-8"))
+    assert {name: sorted(told.get(name, ())) for name in wanted} == wanted
 
 
 @pytest.mark.asyncio(loop_scope="session")
