@@ -284,6 +284,7 @@ def _audit_row(row: TenantAudit) -> dict[str, Any]:
         "figures": [row.offered, row.admitted, row.allowed, row.refused, row.leaked, row.falsely_refused],
         "told": f"{row.told} of {row.refused}" if row.refused else "–",
         "refusal": "–" if p95 is None else format_s(p95),
+        "slack": "–" if row.limit is None else format_s(row.slack_s),
         "faults": "; ".join(row.faults),
     }
 

@@ -188,6 +188,13 @@ def test_the_working_set_names_its_cliff_and_holds_a_row_for_each_size() -> None
     assert [(row[0], row[4]) for row in rows(html, "Working set: set")] == [("2", "100.0 %"), ("4", "0.0 %")]
 
 
+def test_a_size_of_the_working_set_that_is_not_judged_says_why() -> None:
+    run = full_run()
+    few = body(replace(run, scenario={**run.scenario, "sample_floor": 500}))
+    assert all(row[6].endswith(" of 500 samples needed") for row in rows(few, "Working set: set"))
+    assert all(row[6] == "" for row in rows(body(run), "Working set: set"))
+
+
 def test_each_phase_has_a_row_with_its_fairness_its_cost_and_what_was_not_ok() -> None:
     found = rows(body(full_run()), "By phase")
     assert [row[0] for row in found] == ["all requests", *PHASES]
@@ -211,6 +218,7 @@ def test_a_broken_rate_limit_is_told_in_the_banner_and_in_its_table() -> None:
     assert found[0][2:5] == ["30", "30", "6"]
     assert "let through above 10 a minute" in found[0][-1]
     assert found[1][1] == "none"
+    assert [row[10] for row in found] == ["250 ms", "–"]
 
 
 def test_a_run_that_only_broke_a_rate_limit_does_not_blame_the_objectives() -> None:
