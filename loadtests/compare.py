@@ -9,7 +9,7 @@ in 7 % at 80 % (2.5 % is the aim); of single requests drawn independently in 13 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtests.errors import LoadTestError
+from loadtests.groups import adapter_names
 from loadtests.record import METRICS, ONE_A_REQUEST, Outcome, Record, Run
 from loadtests.slo import Verdict, verdict_of
 from loadtests.stats import CONFIDENCE, RESAMPLES, Estimate, nearest_rank, percentile_of, rank_of
@@ -87,11 +88,12 @@ def compare(
     if paired:
         before, after = _pairs(before, after)
     measured_s = min(sum(w.end_s - w.start_s for w in run.windows if w.measured) for run in (a, b))
-    adapters = sorted({record.adapter for record in (*before, *after)}) if per_adapter else []
+    names = adapter_names((*a.records, *b.records))
+    adapters = sorted({names[record.tenant, record.adapter] for record in (*before, *after)}) if per_adapter else []
     rows = []
     for metric in metrics or [name for name in COMPARED if _has(before, name) or _has(after, name)]:
         for adapter in (None, *adapters):
-            one, other = _values(before, metric, adapter), _values(after, metric, adapter)
+            one, other = (_values(some, metric, adapter, names) for some in (before, after))
             present, also = ~np.isnan(one), ~np.isnan(other)
             if paired:
                 present = also = present & also
@@ -232,13 +234,15 @@ def _pairs(before: Sequence[Record], after: Sequence[Record]) -> tuple[list[Reco
     return shared, [others[record.id] for record in shared]
 
 
-def _values(records: Sequence[Record], metric: str, adapter: str | None) -> NDArray[np.float64]:
-    """One a record of the adapter; NaN where it has none."""
+def _values(
+    records: Sequence[Record], metric: str, adapter: str | None, names: Mapping[tuple[str, str], str]
+) -> NDArray[np.float64]:
+    """One a record of the adapter, as `names` calls it by tenant and name; NaN where it has none."""
     return np.array(
         [
             value[0] if record.outcome is Outcome.OK and (value := METRICS[metric](record)) else math.nan
             for record in records
-            if adapter in (None, record.adapter)
+            if adapter in (None, names[record.tenant, record.adapter])
         ]
     )
 

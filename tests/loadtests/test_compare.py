@@ -142,6 +142,22 @@ def test_an_adapter_that_got_slower_is_found_among_the_others() -> None:
     ]
 
 
+def test_adapters_of_the_same_name_are_told_apart_by_their_tenants() -> None:
+    def mine_is_acmes(record: Record) -> Record:
+        return replace(record, tenant="acme" if record.adapter == "support" and int(record.id[7:]) % 3 == 2 else "zeta")
+
+    slow = run_of([value * (1.5 if i % 3 == 2 else 1.0) for i, value in enumerate(BASE)], sample_floor=100)
+    fast = run_of(BASE, sample_floor=100)
+    runs = changed(fast, mine_is_acmes), changed(slow, mine_is_acmes)
+    assert [
+        (row.adapter, row.samples, row.verdict) for row in compare(*runs, metrics=["ttft"], per_adapter=True).rows[1:]
+    ] == [
+        ("acme/support", 200, Verdict.MISSED),
+        ("legal", 200, Verdict.PASS),
+        ("zeta/support", 200, Verdict.PASS),
+    ]
+
+
 @pytest.mark.parametrize(("a", "b"), [(SICK, HEALTHY), (HEALTHY, SICK)])
 def test_a_void_run_is_never_a_pass_nor_a_regression(a: object, b: object) -> None:
     comparison = compare(run_of(BASE, health=a), run_of(BASE * 2, health=b))
