@@ -67,12 +67,12 @@ def random_words(count: int, rng: np.random.Generator) -> str:
     return " ".join(WORDS[index] for index in rng.integers(len(WORDS), size=count))
 
 
-def text_of(row: TraceRow, rng: np.random.Generator, seed: int) -> tuple[str, str]:
+def text_of(row: TraceRow, rng: np.random.Generator, seed: int, salt: str = "") -> tuple[str, str]:
     """A prompt as long as the recorded one: its blocks, where the trace names them, and what comes after.
 
-    Equal blocks get equal words.
+    Equal blocks get equal words, with another salt others.
     """
-    blocks = [random_words(BLOCK_TOKENS, generator(seed, "block", block)) for block in row.blocks]
+    blocks = [random_words(BLOCK_TOKENS, generator(seed, "block", block, salt)) for block in row.blocks]
     words = " ".join(blocks).split()[: row.prompt_tokens]
     rest = random_words(max(row.prompt_tokens, 1) - len(words), rng)
     return " ".join(words), rest

@@ -2,8 +2,8 @@
 
 The content of a request depends on the scenario's seed, its phase's name and its number there, never on how the server
 behaved, nor on the phases beside it. So two runs of one scenario are paired request by request, a closed loop asks the
-same questions in the same order, and a schedule can be cut into shards. Only marks are new in each run: else an engine
-would have the prompts of the run before in its cache.
+same questions in the same order, and a schedule can be cut into shards. Only marks, shared prefixes and the blocks of
+traces are new in each run, and as long as before: else an engine would have the prompts of the run before in its cache.
 """
 
 import hashlib
@@ -71,21 +71,21 @@ class Workload:
     def __init__(
         self, scenario: Scenario, models: Mapping[str, Sequence[str]], inputs: Inputs, *, salt: str = ""
     ) -> None:
-        """models: of each tenant, what it may ask for, most popular first. salt: of the run, in every mark.
+        """models: of each tenant, what it may ask for, most popular first. salt: of the run, in all that a cache could know.
 
         Raises ScenarioError when phases or canaries want adapters that are not there.
         """
         self.scenario = scenario
         self.models = {tenant: tuple(names) for tenant, names in models.items()}
         self._inputs = inputs
-        self._salt = salt
+        self._salt = salt if scenario.requests.nonce else ""
         self._canaries: defaultdict[tuple[str, str], list[Canary]] = defaultdict(list)  # by tenant and adapter
         for canary in scenario.canaries:
             for tenant in self.models if canary.tenant is None else [canary.tenant]:
                 if canary.adapter in self.models[tenant]:
                     self._canaries[tenant, canary.adapter].append(canary)
         prefix = scenario.requests.shared_prefix
-        self._prefix = random_words(prefix.words, generator(scenario.seed, "prefix")) if prefix else ""
+        self._prefix = random_words(prefix.words, generator(scenario.seed, "prefix", self._salt)) if prefix else ""
         self._streams = self._checked_streams()
 
     def requests(self, phase: int) -> Iterator[Planned]:
@@ -156,7 +156,7 @@ class Workload:
         shape, seed, follow_ups = self.scenario.requests, self.scenario.seed, []
         common = ""  # what other prompts begin with too
         if slot.row is not None:
-            (common, prompt), max_tokens = text_of(slot.row, rng, seed), max(slot.row.output_tokens, 1)
+            (common, prompt), max_tokens = text_of(slot.row, rng, seed, self._salt), max(slot.row.output_tokens, 1)
         else:
             prompt, max_tokens = self._inputs.prompts.draw(rng), length_at(shape.max_tokens, draws.max_tokens)
             if shape.turns and not slot.visit:

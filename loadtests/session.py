@@ -73,7 +73,7 @@ def resolve_keys(scenario: Scenario, given: Sequence[str], environment: Mapping[
 
 
 async def plan(scenario: Scenario, client: Client, *, salt: str = "") -> Plan:
-    """Asks the server what each tenant may call. salt: of the run, in every mark. Raises TargetError."""
+    """Asks the server what each tenant may call. salt: of the run, as Workload takes it. Raises TargetError."""
     neighbours = {phase.neighbour.tenant for phase in scenario.phases if phase.neighbour}
     models: dict[str, list[str]] = {}
     for tenant in scenario.tenants:

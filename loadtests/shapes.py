@@ -121,7 +121,9 @@ class RequestShape(Part):
     temperature: float = Field(0.0, ge=0)
     streaming_share: float = Field(1.0, ge=0, le=1, description="Share of requests that stream; others give no TTFT.")
     nonce: bool = Field(
-        True, description="Give each prompt a mark of its own: no prefix cache helps, and no stray answer goes unseen."
+        True,
+        description="Give each prompt a mark of its own: no prefix cache helps, and no stray answer goes unseen. Shared "
+        "prefixes and blocks of traces are then new in every run.",
     )
     shared_prefix: SharedPrefix | None = None
     turns: Turns | None = None

@@ -38,7 +38,7 @@ class Job:
     url: str
     keys: Mapping[str, str]
     schedule: str  # file with the whole of it
-    salt: str  # in every mark
+    salt: str  # of the run
     shard: Shard
 
 
@@ -77,7 +77,7 @@ async def execute_sharded(
 ) -> Execution:
     """As runner.execute, in scenario.shards processes; jobs and watchers run in this one.
 
-    schedule: file that save_schedule wrote. salt: that of its marks. A process that dies ends the run: `faults` then
+    schedule: file that save_schedule wrote. salt: that it was planned with. A process that dies ends the run: `faults` then
     says so, and the records that came until then are kept. Raises LoadTestError when a process does not start.
     """
     stop = stop or asyncio.Event()

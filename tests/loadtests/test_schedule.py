@@ -122,6 +122,24 @@ def test_another_run_asks_the_same_but_for_its_marks() -> None:
     assert bare[0] == bare[1]
 
 
+@pytest.mark.parametrize("nonce", [True, False])
+def test_another_run_begins_with_other_words_and_equally_many_unless_asked_otherwise(
+    tmp_path: Path, nonce: bool
+) -> None:
+    row = {"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1]}
+    (tmp_path / "trace.jsonl").write_text(json.dumps(row) + "\n")
+    load = {"kind": "trace", "path": tmp_path / "trace.jsonl", "format": "mooncake"}
+    phases = [{"name": "trace", "duration_s": 1, "load": load}, {"name": "prefixed", "duration_s": 1}]
+    shape = {"nonce": nonce, "shared_prefix": {"words": 50, "share": 1}}
+    scenario = make_scenario(phases=phases, requests=shape)
+    for phase, shared in ((0, 512), (1, 50)):
+        workloads = [Workload(scenario, MODELS, load_inputs(scenario), salt=salt) for salt in "aab"]
+        first, same, other = (plan_phase(workload, phase)[0].prompt.split() for workload in workloads)
+        assert first == same
+        assert (first[:shared] == other[:shared]) is not nonce
+        assert first[shared + nonce :] == other[shared + nonce :]
+
+
 def test_a_shared_prefix_stands_before_the_nonce_where_a_cache_can_use_it() -> None:
     planned = plan(phases=LONG, requests={"shared_prefix": {"words": 50, "share": 0.3}})
     beginnings = Counter(" ".join(p.prompt.split()[:50]) for p in planned)
