@@ -23,16 +23,16 @@ class Breaker:
         self._limit = failures
         self._open_s = open_s
         self._failures = 0
-        self._opened_s: float | None = None
+        self._open_until_s: float | None = None
         self._trying = False
         self.answered_s: float | None = None  # when the replica last gave a whole answer
         self.well_since_s: float | None = None  # its first whole answer after the last time it was not asked
 
     def state(self, now_s: float) -> str:
         """closed, open, or half-open: the next request is a trial."""
-        if self._opened_s is None:
+        if self._open_until_s is None:
             return "closed"
-        return "half-open" if now_s - self._opened_s >= self._open_s else "open"
+        return "half-open" if now_s >= self._open_until_s else "open"
 
     def admits(self, now_s: float) -> bool:
         state = self.state(now_s)
@@ -42,7 +42,7 @@ class Breaker:
         """To be followed by `end`, and by `succeeded` or `failed` before it where the request tells. Raises NoReplicaError."""
         if not self.admits(now_s):
             raise NoReplicaError
-        trial = self._opened_s is not None
+        trial = self._open_until_s is not None
         self._trying = self._trying or trial
         return Attempt(trial)
 
@@ -56,14 +56,14 @@ class Breaker:
         if self.well_since_s is None:
             self.well_since_s = now_s
         self._failures = 0
-        self._opened_s = None
+        self._open_until_s = None
         self.answered_s = now_s
 
     def failed(self, attempt: Attempt, now_s: float) -> None:
         """The replica's own failure. Those begun before the breaker opened do not keep it open for longer."""
         self._failures += 1
-        if attempt.trial or (self._opened_s is None and self._failures >= self._limit):
-            self._opened_s = now_s
+        if attempt.trial or (self._open_until_s is None and self._failures >= self._limit):
+            self._open_until_s = now_s + self._open_s
             self.well_since_s = None
 
     def renew(self, now_s: float) -> None:

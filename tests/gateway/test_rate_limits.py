@@ -130,14 +130,14 @@ async def test_the_official_client_waits_as_told_and_then_gets_its_answer(gatewa
             ask = partial(hasty.completions.create, model=gateway.services.base.name, prompt="Hi", max_tokens=1)
             answers = await asyncio.gather(*(ask() for _ in range(60)))
             assert len(answers) == 60
+            before_s = time.monotonic()
             with pytest.raises(openai.RateLimitError) as refused:
                 await asyncio.gather(*(ask() for _ in range(30)))
         assert (refused.value.code, refused.value.type) == ("rate_limit_exceeded", "requests")
         told_s = int(refused.value.response.headers["retry-after-ms"]) / 1000
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=3) as patient:
-            started_s = time.monotonic()
             await patient.completions.create(model=gateway.services.base.name, prompt="Hi", max_tokens=1)
-            assert time.monotonic() - started_s >= told_s * 0.5
+        assert time.monotonic() - before_s >= told_s - 0.01
 
 
 async def test_a_spent_budget_is_not_asked_again(tmp_path: Path, tiny_base: Path) -> None:
