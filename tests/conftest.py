@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 
 from adapters.base import load_spec, prepare_base
 from adapters.home import home
@@ -17,6 +18,10 @@ from gateway.engines.process import EngineProcess
 from gateway.engines.profile import load_profile
 from gateway.engines.protocol import Engine
 from gateway.engines.vllm import VllmEngine
+
+# Hypothesis fails an example that takes 200 ms, which on a busy machine says nothing about the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

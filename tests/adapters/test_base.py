@@ -61,7 +61,7 @@ def test_an_untied_output_head_is_a_layer_and_embeddings_are_none(tmp_path: Path
     assert "model.embed_tokens" not in modules
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shards=st.integers(1, 5), seed=st.integers(0, 99))
 def test_the_weights_digest_does_not_depend_on_sharding_or_order(
     tmp_path_factory: pytest.TempPathFactory, shards: int, seed: int

@@ -33,7 +33,7 @@ def stored_files(tmp_path: Path) -> list[Path]:
     return [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=1 << 16))
 def test_what_is_fetched_is_what_was_put(store: BlobStore, tmp_path: Path, content: bytes) -> None:
     digest = put(store, tmp_path, content)

@@ -471,7 +471,7 @@ def test_the_scale_follows_rslora_and_patterns() -> None:
     assert stabilised.scale_of("q_proj") == 4.0
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["adapter_config.json", "adapter_model.safetensors", "manifest.json"]),
     edits=st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, 255)), min_size=1, max_size=5),

@@ -27,7 +27,7 @@ def tokens(amount: int) -> Ask:
     return Ask("key:acme:k:tokens", Kind.TOKENS, 40, amount)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(
         st.tuples(

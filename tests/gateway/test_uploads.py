@@ -51,7 +51,7 @@ async def test_parts_come_together_in_the_order_that_is_asked_for(uploads: Uploa
     assert (await uploads.file("acme", upload.id)).read_bytes() == b"abcdef"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(pieces=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=8))
 async def test_any_cut_gives_the_same_file(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]) -> None:
     uploads = Uploads(Home(tmp_path_factory.mktemp("home")), UploadSettings())

@@ -3,13 +3,8 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from hypothesis import settings
 
 from tests.loadtests.server import FakeServer, serving
-
-# Hypothesis fails an example that takes 200 ms, which on a busy machine says nothing about the code.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def test_labels_repeat_the_tokens_where_trained(renderer: ChatRenderer) -> None:
 
 
 @given(TEXTS, TEXTS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_training_begins_with_the_served_prompt(renderer: ChatRenderer, question: str, answer: str) -> None:
     row = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     rendered = renderer.render(row)
