@@ -73,6 +73,11 @@ bench: install-dev ## Measure what docs/benchmarks.md reports, on a running `mak
 	@export PATH="$(CURDIR)/$(DEV):$$PATH"; \
 	for name in cpu_lora start overhead swap merged; do $(DEV)/python -m benchmarks.$$name; done
 
+.PHONY: bench-gateway
+bench-gateway: install-dev ## Others' gateways beside ours, a bare vLLM beside Lorikeet, a thousand adapters, a soak; ninety minutes
+	@export LORIKEET_ENGINE=cpu PATH="$(CURDIR)/$(DEV):$$PATH"; \
+	for name in gateway scale protection soak; do $(DEV)/python -m benchmarks.$$name; done
+
 .PHONY: loadtest
 loadtest: install-dev ## Steady, cold, working set, churn, noisy neighbour and chaos on the real engine: one report, 25 minutes
 	@LORIKEET_ENGINE=cpu PATH="$(CURDIR)/$(DEV):$$PATH" $(DEV)/python -m scripts.loadtest_suite
