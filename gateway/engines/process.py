@@ -188,7 +188,7 @@ class EngineProcess:
             )
         record = leftovers.read_record(self._record) or leftovers.Record.mine()
         leftovers.write_record(self._record, record.with_engine(self._process.pid))
-        logger.info("engine started", extra={"engine": self.id, "pid": self._process.pid, "log": str(self.log)})
+        logger.info("engine started", extra={"engine": self.id, "pid": self._process.pid, "log": self.log.name})
 
     def _prepare(self) -> dict[str, str]:
         """Clear away what was there before, and return the environment of what comes."""

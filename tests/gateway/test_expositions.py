@@ -7,7 +7,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.expositions import merged
 
-LABELS = st.lists(st.sampled_from(['"', ",", "{", "}", "=", " ", "\\", "\n", "\u2028", "engine=", 'engine="0"']), max_size=6)
+LABELS = st.lists(
+    st.sampled_from(['"', ",", "{", "}", "=", " ", "\\", "\n", "\u2028", "engine=", 'engine="0"']), max_size=6
+)
 
 
 def exposed(*, running: float = 0.0, model: str = "base") -> str:
