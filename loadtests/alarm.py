@@ -1,4 +1,4 @@
-"""Wake up at an instant to a tenth of a millisecond, without spinning.
+"""Call or wake up at an instant to a tenth of a millisecond, without spinning.
 
 Timers of event loops count whole milliseconds: asyncio's come up to one late, uvloop's spin through the last half.
 Linux has a timer that is a file, which an event loop can watch (timerfd_create(2)); elsewhere the loop's own serves.
@@ -10,11 +10,13 @@ import heapq
 import itertools
 import math
 import os
+from collections.abc import Callable
 from types import TracebackType
 
-from loadtests.connection import Clock
+Clock = Callable[[], float]  # seconds from the beginning of the run
 
 _LIBC = ctypes.CDLL(None)
+_SET = getattr(_LIBC, "timerfd_settime", None)  # looked up once: nothing here is called more often
 _CLOCK_MONOTONIC = 1
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -31,16 +33,18 @@ class _Timer(ctypes.Structure):
 
 
 class Alarm:
-    """Any number of sleepers on one timer."""
+    """Any number of calls and sleepers on one timer."""
 
     def __init__(self, clock: Clock, *, exact: bool = hasattr(_LIBC, "timerfd_create")) -> None:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._calls: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._armed_s = math.inf
         self._exact = exact
         self._file = -1
+        self._timer = _Timer()
+        self._timer_address = ctypes.byref(self._timer)
 
     def __enter__(self) -> "Alarm":
         if self._exact:
@@ -62,31 +66,34 @@ class Alarm:
         if at_s <= self._clock():
             return
         sleeper = self._loop.create_future()
-        heapq.heappush(self._sleepers, (at_s, next(self._order), sleeper))
-        if at_s < self._armed_s:
-            self._arm(at_s)
+        self.call_at(at_s, lambda: None if sleeper.done() else sleeper.set_result(None))
         await sleeper
 
+    def call_at(self, at_s: float, call: Callable[[], None]) -> None:
+        """From the event loop, in any case: later than now even where that has passed."""
+        heapq.heappush(self._calls, (at_s, next(self._order), call))
+        if at_s < self._armed_s:
+            self._arm(at_s)
+
     def _arm(self, at_s: float) -> None:
+        """Sets the timer anew, by which it also stops to ring."""
         self._armed_s = at_s
-        wait_s = max(at_s - self._clock(), 1e-6)  # a wait of 0 would disarm the timer
-        if self._file < 0:
-            self._loop.call_later(max(wait_s, 1e-3), self._wake)
+        wait_s = max(at_s - self._clock(), 1e-6) if at_s < math.inf else 0.0  # 0 disarms
+        if self._file < 0 or _SET is None:
+            if wait_s:
+                self._loop.call_later(max(wait_s, 1e-3), self._ring)
             return
-        seconds, rest_s = divmod(wait_s, 1)
-        timer = _Timer(0, 0, int(seconds), int(rest_s * 1e9))
-        _LIBC.timerfd_settime(self._file, 0, ctypes.byref(timer), None)
+        seconds = int(wait_s)
+        self._timer.wait_s, self._timer.wait_ns = seconds, int((wait_s - seconds) * 1e9)
+        _SET(self._file, 0, self._timer_address, None)
 
     def _ring(self) -> None:
-        os.read(self._file, 8)
-        self._wake()
-
-    def _wake(self) -> None:
         now_s = self._clock()
-        while self._sleepers and self._sleepers[0][0] <= now_s:
-            _, _, sleeper = heapq.heappop(self._sleepers)
-            if not sleeper.done():
-                sleeper.set_result(None)
+        due = []
+        while self._calls and self._calls[0][0] <= now_s:
+            due.append(heapq.heappop(self._calls)[2])
         self._armed_s = math.inf
-        if self._sleepers:
-            self._arm(self._sleepers[0][0])
+        for call in due:
+            call()
+        if self._armed_s == math.inf or (self._calls and self._calls[0][0] < self._armed_s):
+            self._arm(self._calls[0][0] if self._calls else math.inf)

@@ -1,12 +1,12 @@
 """Send one request to an OpenAI-compatible server and note when each part of the answer came.
 
-Instants are taken as soon as bytes are handed over and before they are parsed, so parsing costs none of the figures.
+Instants are those at which bytes came; they are parsed afterwards, so parsing costs none of the figures.
 """
 
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 
+from loadtests.alarm import Clock
 from loadtests.answers import Answer, error_of, fault_of, judged_text
-from loadtests.connection import BrokenConnectionError, Clock, ConnectionPool
+from loadtests.connection import BrokenConnectionError, ConnectionPool, Exchange
 from loadtests.errors import NoModelsError, TargetError
+from loadtests.patience import Patience
 from loadtests.record import Outcome, Record
 from loadtests.scenario import Scenario
 from loadtests.schedule import Planned
 from loadtests.sse import EventParser
+
+READ_TOGETHER = 32  # chunks; more would keep the event loop from sending for longer than a few tenths of a millisecond
 
 Message = Mapping[str, str]  # role and content
 # Fields of a request that change what the model says or how long: a canary's answer is the model's own most likely one.
@@ -54,9 +58,10 @@ class Client:
     ) -> None:
         self.marks: set[str] = set()  # of every request of the run: none may turn up in another's answer
         self._session = session
-        self._pool = pool
+        self.pool = pool
         self._base = _base(url)
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
+        self._patience: dict[float, Patience] = {}  # by how long
         self._headers = {tenant: {"Authorization": f"Bearer {key}"} for tenant, key in keys.items()}
         self._heads = {tenant: _head(self._base, key) for tenant, key in keys.items()}
         self._head = _head(self._base, None)
@@ -86,46 +91,52 @@ class Client:
                 "OpenAI-compatible server? Then name the adapters in the scenario."
             ) from exc
 
+    def prepare(
+        self,
+        planned: Planned,
+        record: Record,
+        clock: Clock,
+        *,
+        done: Callable[["Asking"], None],
+        messages: Sequence[Message] | None = None,
+        hurries: bool = False,
+    ) -> "Asking":
+        """A request that is sent when its `begin` is called; its record is filled in while its answer comes.
+
+        messages: of a conversation, what was said up to now; by default the prompt alone. done: called when the record is
+        filled in, never before `begin` returns. hurries: at once, else within a twentieth of a second.
+        """
+        self.marks.add(planned.mark)
+        request = self._encode(planned, messages or [{"role": "user", "content": planned.prompt}])
+        return Asking(request, planned, record, clock, self, done, hurries=hurries)
+
     async def send(
         self, planned: Planned, record: Record, clock: Clock, *, messages: Sequence[Message] | None = None
     ) -> str:
-        """Fill in the record; whatever goes wrong is noted there. When cancelled the record stays censored.
-
-        messages: of a conversation, what was said up to now; by default the prompt alone. Returns what was answered.
-        """
-        reading = _Reading(record, planned.read_pause_s)
-        request = self._encode(planned, messages or [{"role": "user", "content": planned.prompt}])
-        leaves_s = planned.cancel_after_s
-        leaves = leaves_s is not None and leaves_s < self._timeout_s
-        self.marks.add(planned.mark)
-        record.sent_s = clock()
+        """Fill in the record, and return what was answered. When cancelled the record stays censored."""
+        finished = asyncio.get_running_loop().create_future()
+        asking = self.prepare(
+            planned, record, clock, done=lambda _: finished.set_result(None), messages=messages, hurries=True
+        )
+        asking.begin()
         try:
-            async with asyncio.timeout(leaves_s if leaves else self._timeout_s) as patience:
-                record.end_s = await self._pool.exchange(request, reading, clock)
-            reading.settle()
-            if leaves and record.outcome is Outcome.OK:
-                # Those who would have waited longer left: the answers that came before would make percentiles too good.
-                record.outcome = Outcome.CANCELLED
-        except (OSError, BrokenConnectionError) as exc:
-            record.end_s = clock()
-            if patience.expired():
-                record.outcome = Outcome.CANCELLED if leaves else Outcome.FAILED
-                record.error = "" if leaves else "timeout"
-            else:
-                record.outcome = Outcome.FAILED
-                record.error = f"connection: {exc if isinstance(exc, BrokenConnectionError) else _name(exc)}"
-        if record.status == 200:
-            text = reading.answer.all_text
-            record.wrong = fault_of(
-                asked=planned.adapter,
-                tenant=planned.tenant,
-                served_by=record.served_by,
-                text=text,
-                expect=judged_text(planned.expect, text, record.finish_reason) if record.outcome is Outcome.OK else "",
-                mark=planned.mark,
-                marks=self.marks,
-            )
-        return reading.answer.text
+            await finished
+        except asyncio.CancelledError:
+            asking.abandon()
+            raise
+        return asking.text
+
+    def wait_for(self, asking: "Asking", wait_s: float | None) -> None:
+        """It gives up after wait_s, by default the time-out."""
+        wait_s = self.timeout_s if wait_s is None else wait_s
+        if wait_s not in self._patience:
+            self._patience[wait_s] = Patience(wait_s)
+        self._patience[wait_s].add(asking)
+
+    def close(self) -> None:
+        """Nothing gives up any more."""
+        for patience in self._patience.values():
+            patience.close()
 
     async def call(
         self, method: str, path: str, *, tenant: str, body: Any = None, files: Mapping[str, Path] | None = None
@@ -179,9 +190,11 @@ async def open_client(
     pool = ConnectionPool(host, port or (443 if tls else 80), tls)
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     async with aiohttp.ClientSession(timeout=timeout) as session:
+        client = Client(session, pool, url, keys, timeout_s=timeout_s, temperature=temperature, extra=extra)
         try:
-            yield Client(session, pool, url, keys, timeout_s=timeout_s, temperature=temperature, extra=extra)
+            yield client
         finally:
+            client.close()
             await pool.close()
 
 
@@ -191,51 +204,129 @@ def open_for(scenario: Scenario, url: str, keys: Mapping[str, str]) -> AbstractA
     return open_client(url, keys, timeout_s=scenario.target.timeout_s, temperature=shape.temperature, extra=shape.extra)
 
 
-class _Reading:
-    """Fills in a record while its answer comes."""
+class Asking:
+    """A request on its way, whose record is filled in while its answer comes."""
 
-    def __init__(self, record: Record, pause_s: float) -> None:
-        self.answer = Answer()
-        self._record = record
-        self._pause_s = pause_s
+    def __init__(
+        self,
+        request: bytes,
+        planned: Planned,
+        record: Record,
+        clock: Clock,
+        client: Client,
+        done: Callable[["Asking"], None],
+        *,
+        hurries: bool,
+    ) -> None:
+        self.record = record
+        self.hurries = hurries or planned.read_pause_s > 0
+        self._request = request
+        self._planned = planned
+        self._clock = clock
+        self._client = client
+        self._done = done
+        self._answer = Answer()
         self._events = EventParser()
+        self._unread: list[tuple[bytes, float]] = []  # what came, and when
         self._whole: list[bytes] = []  # of an answer that is not streamed
         self._streams = False
+        self._leaves = planned.cancel_after_s is not None and planned.cancel_after_s < client.timeout_s
+        self._exchange: Exchange | None = None
+        self.finished = False
+
+    @property
+    def text(self) -> str:
+        return self._answer.text
+
+    def begin(self) -> None:
+        """Send it."""
+        self.record.sent_s = self._clock()
+        self._exchange = self._client.pool.start(self._request, self, self._clock)
+        self._client.wait_for(self, self._planned.cancel_after_s if self._leaves else None)
+
+    def abandon(self) -> None:
+        """Close the connection, unless it is done. What came up to now is in the record; nobody is told."""
+        if not self.finished and self._exchange is not None:
+            self._exchange.abandon()
+        self.finished = True
+        self._read()
 
     def on_head(self, status: int, headers: Mapping[bytes, bytes], at_s: float) -> None:
-        record = self._record
+        record = self.record
         record.headers_s, record.status = at_s, status
-        record.served_by = headers.get(b"x-lorikeet-adapter", b"").decode("latin-1")
-        record.queue_s = _seconds(headers.get(b"x-lorikeet-queue-ms"), 1e3)
-        record.load_s = _seconds(headers.get(b"x-lorikeet-load-ms"), 1e3)
-        record.overhead_s = _seconds(headers.get(b"x-lorikeet-overhead-ms"), 1e3)
-        exact_s = _seconds(headers.get(b"retry-after-ms"), 1e3)
-        record.retry_after_s = _seconds(headers.get(b"retry-after"), 1) if exact_s is None else exact_s
+        told = headers.get
+        if served_by := told(b"x-lorikeet-adapter"):
+            record.served_by = served_by.decode("latin-1")
+            record.queue_s = _seconds(told(b"x-lorikeet-queue-ms"), 1e3)
+            record.load_s = _seconds(told(b"x-lorikeet-load-ms"), 1e3)
+            record.overhead_s = _seconds(told(b"x-lorikeet-overhead-ms"), 1e3)
+        if status != 200:
+            exact_s = _seconds(told(b"retry-after-ms"), 1e3)
+            record.retry_after_s = _seconds(told(b"retry-after"), 1) if exact_s is None else exact_s
         self._streams = record.stream and status == 200
-        record.slow = self._streams and self._pause_s > 0
+        record.slow = self._streams and self._planned.read_pause_s > 0
 
     def on_body(self, data: bytes, at_s: float) -> float:
         """A slow reader pauses only once it has the first content, so that its TTFT is still the server's."""
         if not self._streams:
             self._whole.append(data)
             return 0.0
-        with_content = False
-        for event, payload in self._events.feed(data):
-            with_content |= self.answer.add(event, payload)
-        if with_content:  # events that came in one read came at one instant
-            self._record.content_s.append(at_s)
-        return self._pause_s if self._record.content_s else 0.0
+        self._unread.append((data, at_s))
+        pause_s = self._planned.read_pause_s
+        if pause_s or len(self._unread) >= READ_TOGETHER:
+            self._read()
+        return pause_s if self.record.content_s else 0.0
 
-    def settle(self) -> None:
+    def on_end(self, at_s: float, error: Exception | None) -> None:
+        record = self.record
+        record.end_s = at_s if error is None else self._clock()
+        if error is None:
+            self._settle()
+            if self._leaves and record.outcome is Outcome.OK:
+                # Those who would have waited longer left: the answers that came before would make percentiles too good.
+                record.outcome = Outcome.CANCELLED
+        else:
+            record.outcome = Outcome.FAILED
+            record.error = f"connection: {error if isinstance(error, BrokenConnectionError) else _name(error)}"
+        self._finish()
+
+    def catch_up(self) -> None:
+        """With what came up to now; it may be done with that."""
+        if self._exchange is not None:
+            self._exchange.catch_up()
+
+    def give_up(self) -> None:
+        """It took too long."""
+        self.catch_up()
+        if self.finished:
+            return
+        self.abandon()
+        self.record.end_s = self._clock()
+        self.record.outcome = Outcome.CANCELLED if self._leaves else Outcome.FAILED
+        self.record.error = "" if self._leaves else "timeout"
+        self._finish()
+
+    def _read(self) -> None:
+        """What came, in one go: read chunk by chunk it would cost twice the processor time."""
+        for data, at_s in self._unread:
+            with_content = False
+            for event, payload in self._events.feed(data):
+                with_content |= self._answer.add(event, payload)
+            if with_content:  # events that came in one read came at one instant
+                self.record.content_s.append(at_s)
+        self._unread.clear()
+
+    def _settle(self) -> None:
         """Success is a finish_reason and no error; [DONE] under a 200 says nothing (engines send it when they die)."""
-        record, answer = self._record, self.answer
-        whole = b"".join(self._whole)
+        record, answer = self.record, self._answer
         if record.status != 200:
             record.outcome = Outcome.REFUSED if record.status == 429 else Outcome.FAILED
-            record.error = f"http {record.status}: {error_of(whole)}"
+            record.error = f"http {record.status}: {error_of(b''.join(self._whole))}"
             return
-        if not record.stream:
-            answer.add(b"", whole)
+        if record.stream:
+            self._read()
+        else:
+            answer.add(b"", b"".join(self._whole))
         record.finish_reason = answer.finish_reason
         record.prompt_tokens, record.output_tokens = answer.prompt_tokens, answer.output_tokens
         if answer.error or answer.finish_reason is None:
@@ -243,6 +334,23 @@ class _Reading:
             record.error = answer.error or "no finish_reason: the answer just ended"
         else:
             record.outcome = Outcome.OK
+
+    def _finish(self) -> None:
+        self.finished = True
+        record, planned = self.record, self._planned
+        self._read()
+        if record.status == 200:
+            text = self._answer.all_text
+            record.wrong = fault_of(
+                asked=planned.adapter,
+                tenant=planned.tenant,
+                served_by=record.served_by,
+                text=text,
+                expect=judged_text(planned.expect, text, record.finish_reason) if record.outcome is Outcome.OK else "",
+                mark=planned.mark,
+                marks=self._client.marks,
+            )
+        self._done(self)
 
 
 def _address(url: str) -> tuple[str, str, int | None]:

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtests.connection import Clock
+from loadtests.alarm import Clock
 from loadtests.record import Health, PhaseWindow, Record
 from loadtests.scenario import HealthLimits
 from loadtests.stats import percentile_of
 
 SCHEDULER_FACTS = Path("/proc/self/schedstat")  # of the main thread, which runs the event loop
-BEAT_S = 0.01  # 100 wake-ups a second cost about half a percent of a core and see every stall above 10 ms
+BEAT_S = 0.05  # each costs up to 0.1 ms of processor time; a stall shows in as many beats as it swallowed
 
 
 def cpu_wait_s() -> float:

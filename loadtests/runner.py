@@ -4,14 +4,15 @@ import asyncio
 import gc
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from loadtests.alarm import Alarm
-from loadtests.client import Client, Message, run_clock
-from loadtests.connection import Clock
+from loadtests.alarm import Alarm, Clock
+from loadtests.client import Asking, Client, Message, run_clock
 from loadtests.health import Pulse, cpu_wait_s
 from loadtests.loads import Closed
 from loadtests.priority import real_time
@@ -19,6 +20,8 @@ from loadtests.record import Mark, Outcome, PhaseWindow, Record, Sample
 from loadtests.schedule import Planned, Workload, windows
 
 RETRY_PAUSE_S = 0.1  # a closed loop on a dead server would otherwise spin
+AHEAD = 16  # requests made ready together
+DRAIN_STEP_S = 0.02  # how often is looked whether the last answers came
 LEAD_S = 0.05  # the clock starts this long before the first request, so that it is not late already
 
 
@@ -143,7 +146,7 @@ def _record(planned: Planned, intended_s: float, *, turn: int = 0) -> Record:
 
 
 class _Generator:
-    """Starts each request on time; every task belongs to the group in run()."""
+    """Starts each request on time; every task belongs to the group in run(), and no request outlives it."""
 
     def __init__(
         self,
@@ -159,33 +162,74 @@ class _Generator:
         self._run = run
         self._shard = shard
         self._alarm = Alarm(run.clock)
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._asking: set[Asking] = set()  # requests that no task waits for
+        self._tasks: set[asyncio.Task[object]] = set()  # callers, and conversations
 
     async def run(self) -> None:
         """Cancelling this cuts off what still runs; its records say so."""
         scenario = self._workload.scenario
         with self._alarm:
-            async with asyncio.TaskGroup() as group:
-                for index, phase in enumerate(scenario.phases):
-                    load = scenario.load_of(phase)
-                    end_s = self._run.windows[index].end_s
-                    if isinstance(load, Closed):
-                        sequence = itertools.islice(
-                            self._workload.requests(index), self._shard.number, None, self._shard.of
-                        )
-                        for _ in range(self._shard.share_of(load.concurrency)):
-                            self._start(group, self._caller(sequence, end_s, load.think_s))
-                    for planned in self._schedule[index]:
-                        intended_s = planned.at_s or 0.0
-                        await self._alarm.sleep_until(intended_s)
-                        self._start(group, self._converse(planned, intended_s, end_s))
-                    await self._alarm.sleep_until(end_s)
-                if self._tasks:
-                    _, late = await asyncio.wait(self._tasks, timeout=scenario.drain_s)
-                    for task in late:
-                        task.cancel()
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for index, phase in enumerate(scenario.phases):
+                        load = scenario.load_of(phase)
+                        end_s = self._run.windows[index].end_s
+                        if isinstance(load, Closed):
+                            sequence = itertools.islice(
+                                self._workload.requests(index), self._shard.number, None, self._shard.of
+                            )
+                            for _ in range(self._shard.share_of(load.concurrency)):
+                                self._add(group, self._caller(sequence, end_s, load.think_s))
+                        self._send_in_turn(group, iter(self._schedule[index]), end_s)
+                        await self._alarm.sleep_until(end_s)
+                    await self._drain(scenario.drain_s)
+            finally:
+                for asking in list(self._asking):
+                    asking.catch_up()
+                for asking in self._asking:
+                    asking.abandon()
+                    self._cut_off(asking.record)
+                    self._keep(asking.record)
 
-    def _start(self, group: asyncio.TaskGroup, job: Coroutine[Any, Any, object]) -> None:
+    def _send_in_turn(self, group: asyncio.TaskGroup, schedule: Iterator[Planned], end_s: float) -> None:
+        """A request of a single turn is no task, and its bytes lie ready: at its instant it only has to be sent."""
+        ready: deque[tuple[float, Callable[[], None]]] = deque()
+
+        def prepare(planned: Planned) -> Callable[[], None]:
+            intended_s = planned.at_s or 0.0
+            if planned.follow_ups:
+                return lambda: self._add(group, self._converse(planned, intended_s, end_s))
+            record = _record(planned, intended_s)
+            return partial(self._begin, self._client.prepare(planned, record, self._run.clock, done=self._answered))
+
+        def send_what_is_due() -> None:
+            while ready and ready[0][0] <= self._run.clock():
+                ready.popleft()[1]()
+            if not ready:
+                ready.extend((planned.at_s or 0.0, prepare(planned)) for planned in itertools.islice(schedule, AHEAD))
+            if ready:
+                self._alarm.call_at(ready[0][0], send_what_is_due)
+
+        send_what_is_due()
+
+    def _begin(self, asking: Asking) -> None:
+        self._run.in_flight += 1
+        self._asking.add(asking)
+        asking.begin()
+
+    def _answered(self, asking: Asking) -> None:
+        self._asking.discard(asking)
+        self._keep(asking.record)
+
+    async def _drain(self, wait_s: float) -> None:
+        """Wait for answers; what has none by then is cut off."""
+        until_s = self._run.clock() + wait_s
+        while (self._asking or self._tasks) and self._run.clock() < until_s:
+            await self._alarm.sleep_until(min(self._run.clock() + DRAIN_STEP_S, until_s))
+        for task in self._tasks:
+            task.cancel()
+
+    def _add(self, group: asyncio.TaskGroup, job: Coroutine[Any, Any, object]) -> None:
         task = group.create_task(job)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -220,8 +264,14 @@ class _Generator:
         try:
             return await self._client.send(planned, record, self._run.clock, messages=messages)
         except asyncio.CancelledError:
-            record.outcome = Outcome.CANCELLED if self._run.interrupted else Outcome.CENSORED
+            self._cut_off(record)
             raise
         finally:
-            self._run.in_flight -= 1
-            self._run.records.append(record)
+            self._keep(record)
+
+    def _cut_off(self, record: Record) -> None:
+        record.outcome = Outcome.CANCELLED if self._run.interrupted else Outcome.CENSORED
+
+    def _keep(self, record: Record) -> None:
+        self._run.in_flight -= 1
+        self._run.records.append(record)

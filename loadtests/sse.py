@@ -14,6 +14,9 @@ class EventParser:
         self._data: list[bytes] = []
 
     def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
+        alone = not (self._rest or self._type or self._data)
+        if alone and data.startswith(b"data: ") and data.endswith(b"\n\n") and data.find(b"\n") == len(data) - 2:
+            return [(b"", data[6:-2])]  # one event by itself, as nearly all come: a third of the work below
         events: list[tuple[bytes, bytes]] = []
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:

@@ -1,6 +1,6 @@
 import asyncio
+import time
 from collections.abc import Collection
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -129,12 +129,13 @@ async def test_of_clients_that_leave_not_only_the_quick_answers_count(server: Fa
 async def test_a_slow_reader_reads_everything_but_tells_only_of_the_first_content(server: FakeServer) -> None:
     quick: list[bytes | float] = [token("a"), 0.02]
     server.script = lambda _: [ROLE, 0.1, *quick * 10, token("b", "stop"), USAGE, DONE]
+    began_s = time.monotonic()
     record = await ask(server, read_pause_s=0.4)
     assert (record.outcome, record.finish_reason, record.slow) == (Outcome.OK, "stop", True)
     assert record.ttft_s is not None
     assert record.ttft_s < 0.4  # it does not pause before there is something to read
     assert len(record.content_s) < 5  # of eleven chunks, several at a time
-    assert all(later - earlier > 0.3 for earlier, later in pairwise(record.content_s))
+    assert time.monotonic() - began_s > 0.5
     assert (record.tpot_s, record.chunk_gaps_s, record.e2e_s, record.close_s) == (None, [], None, None)
     assert not (await ask(server, read_pause_s=0.4, stream=False)).slow
 

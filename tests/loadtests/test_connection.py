@@ -1,6 +1,8 @@
 """Against a server that sends exactly the bytes it is told."""
 
 import asyncio
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -26,14 +28,22 @@ class Received:
     body: bytes = b""
     reads_s: list[float] = field(default_factory=list)
     pause_s: float = 0.0
+    hurries: bool = True
+    end: "asyncio.Future[float]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def on_head(self, status: int, headers: Mapping[bytes, bytes], at_s: float) -> None:
         self.status, self.headers = status, headers
 
     def on_body(self, data: bytes, at_s: float) -> float:
         self.body += data
-        self.reads_s.append(at_s)
+        self.reads_s.append(time.monotonic())
         return self.pause_s
+
+    def on_end(self, at_s: float, error: Exception | None) -> None:
+        if error is None:
+            self.end.set_result(at_s)
+        else:
+            self.end.set_exception(error)
 
 
 @dataclass
@@ -83,9 +93,14 @@ async def serving(*pieces: bytes | float, closes: bool = False) -> AsyncIterator
         await asyncio.gather(*filter(None, server.tasks), return_exceptions=True)
 
 
-async def ask(pool: ConnectionPool, pause_s: float = 0.0) -> Received:
-    received = Received(pause_s=pause_s)
-    await pool.exchange(b"request", received, time.monotonic)
+async def ask(pool: ConnectionPool, pause_s: float = 0.0, *, hurries: bool = True) -> Received:
+    received = Received(pause_s=pause_s, hurries=hurries)
+    exchange = pool.start(b"request", received, time.monotonic)
+    try:
+        await received.end
+    except asyncio.CancelledError:
+        exchange.abandon()
+        raise
     return received
 
 
@@ -181,3 +196,81 @@ async def test_nobody_listening_is_an_error_of_the_system() -> None:
     pool = ConnectionPool("127.0.0.1", 1, None)
     with pytest.raises(ConnectionRefusedError):
         await ask(pool)
+
+
+@pytest.mark.parametrize("hurries", [True, False])
+async def test_instants_are_those_at_which_bytes_came_however_late_they_are_looked_at(hurries: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asked, stalls, done = threading.Event(), threading.Event(), threading.Event()
+        sent_s: list[float] = []
+
+        def serve() -> None:
+            with listener.accept()[0] as accepted:
+                accepted.recv(4096)
+                asked.set()
+                stalls.wait(10)
+                sent_s.append(time.monotonic())
+                accepted.sendall(SIZED)
+                sent_s.append(time.monotonic())
+                done.wait(10)
+
+        server = threading.Thread(target=serve)
+        server.start()
+        pool = ConnectionPool("127.0.0.1", listener.getsockname()[1], None)
+        received = Received(hurries=hurries)
+        pool.start(b"request", received, time.monotonic)
+        await until(asked.is_set)
+        stalls.set()
+        while len(sent_s) < 2:  # this event loop stands still, as when others have the processor
+            time.sleep(0.001)  # noqa: ASYNC251
+        time.sleep(0.4)  # noqa: ASYNC251
+        end_s = await received.end
+        done.set()
+        await pool.close()
+        server.join()
+    assert sent_s[0] - 0.01 < end_s < sent_s[1] + 0.1
+    assert received.reads_s[0] > sent_s[1] + 0.4
+
+
+async def test_an_answer_nobody_waits_for_is_whole_once_it_is_asked_for() -> None:
+    async with serving(SIZED) as (server, pool):
+        received = Received(hurries=False)
+        exchange = pool.start(b"request", received, time.monotonic)
+        async with asyncio.timeout(10):
+            while not received.end.done():
+                await asyncio.sleep(0)
+                exchange.catch_up()
+        assert received.body == b"hello, there"
+        assert (await ask(pool)).body == b"hello, there"
+        assert server.connections == 1
+
+
+async def test_what_comes_after_an_answer_nobody_waits_for_ends_the_connection_too() -> None:
+    async with serving(SIZED, 0.2, b"HTTP/1.1 408 Request Timeout\r\n\r\n") as (server, pool):
+        received = Received(hurries=False)
+        pool.start(b"request", received, time.monotonic)
+        await received.end
+        await until(lambda: server.left == 1)
+        assert (await ask(pool)).body == b"hello, there"
+        assert server.connections == 2
+
+
+async def test_a_request_larger_than_a_socket_takes_is_sent_whole() -> None:
+    taken = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal taken
+        await asyncio.sleep(0.2)
+        while taken < len(request):
+            taken += len(await reader.read(65536))
+        writer.write(SIZED)
+        writer.close()
+
+    request = bytes(32 * 2**20)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        pool = ConnectionPool("127.0.0.1", listener.sockets[0].getsockname()[1], None)
+        received = Received()
+        pool.start(request, received, time.monotonic)
+        await asyncio.wait_for(received.end, 20)
+        await pool.close()
+    assert (taken, received.body) == (len(request), b"hello, there")

@@ -12,7 +12,7 @@ RECORDS = [make_record(i) for i in range(100)]
 
 def steady_pulse(*, cpu_share: float = 0.1) -> Pulse:
     pulse = Pulse()
-    for beat in range(1200):
+    for beat in range(round(12 / BEAT_S)):
         pulse.note(beat * BEAT_S, beat * BEAT_S + 0.001, beat * BEAT_S * cpu_share)
     return pulse
 
