@@ -24,6 +24,18 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup`: what uses a real engine first and in one process, beside it the rest, each file whole."""
+    items.sort(key=_needs_no_engine)
+    for item in items:
+        group = item.nodeid.partition("::")[0] if _needs_no_engine(item) else "engine"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _needs_no_engine(item: pytest.Item) -> bool:
+    return item.get_closest_marker("e2e") is None
+
+
 @pytest.fixture(scope="session")
 def base_model() -> Path:
     """The default base, prepared: a folder with config, tokenizer, weights and lorikeet-base.json."""

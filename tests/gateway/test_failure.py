@@ -309,7 +309,7 @@ async def test_after_any_mix_of_leaving_killing_and_deleting_nothing_is_held(tmp
                 if host.state != "ready" or not await host.engine.healthy():
                     await host.come_back()
             await until(lambda: not leftovers(gateway))
-            answer = await clients[0].post("/v1/chat/completions", json=chat("one"))
+            answer = await clients[0].post("/v1/chat/completions", json=chat(gateway.services.base.name))
             assert answer.status_code == 200, (seed, answer.text)
         assert all(len(replica.residency._used_s) <= 8 for replica in gateway.services.fleet.replicas)
         for client in clients:
