@@ -190,13 +190,21 @@ class Limiter:
                 if not self._shared_answers:
                     await self._shared.ping()
                     self._note_shared(answers=True)
-                elif now_s - renewed_s >= RENEW_S:
+                elif now_s - renewed_s >= RENEW_S and await self._renew(self._shared):
                     renewed_s = now_s
-                    await self._shared.renew(dict(self._leases))
             except SharedLimitsError as exc:
                 self._note_shared(answers=False, reason=str(exc))
 
     # Parts of the above
+
+    async def _renew(self, shared: SharedBuckets) -> bool:
+        """Whether all leases are. Not in time is no sign that Redis is away: the next request asks it and finds out."""
+        try:
+            await shared.renew(dict(self._leases))
+        except SharedLimitsError as exc:
+            logger.warning("leases not renewed, tried again", extra={"leases": len(self._leases), "reason": str(exc)})
+            return False
+        return True
 
     def _rules_for(self, snapshot: Snapshot, tenant: str, key_id: str, adapter: tuple[str, str] | None) -> Rules:
         if snapshot is not self._snapshot:

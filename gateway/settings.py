@@ -81,7 +81,9 @@ class LimitSettings(_Section):
         None, description="redis://, rediss:// or unix:// location: all gateways then count together."
     )
     redis_timeout_s: float = Field(
-        0.02, gt=0, description="Longest wait for Redis. Until it answers again, each gateway counts for itself."
+        0.02,
+        gt=0,
+        description="Longest wait of a request for Redis. Until it answers again, each gateway counts for itself.",
     )
     gateways: int = Field(
         1, gt=0, description="Gateways that share the limits: each allows so many parts of them while Redis is away."

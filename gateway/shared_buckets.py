@@ -14,6 +14,8 @@ from gateway.errors import SharedLimitsError
 PREFIX = "lorikeet:{limits}:"  # in braces: on a cluster all of them lie on one node, as a script needs it
 LEASE_S = 30.0  # an open request of a gateway that was killed counts so long
 RENEW_S = 10.0
+RENEW_TIMEOUT_S = 2.0  # nobody waits for it, and a lease that was not renewed lasts for several more tries
+RENEWED_AT_ONCE = 500  # leases a call; Redis does nothing else for the millisecond or so that it takes
 CONNECTIONS = 32  # a call holds one for a fraction of a millisecond
 
 _COMMON = """
@@ -82,8 +84,8 @@ end
 _RENEW = (
     _COMMON
     + """
-for _, key in ipairs(KEYS) do
-  redis.call('ZADD', key, 'XX', string.format('%.17g', now + lease), id)
+for index, key in ipairs(KEYS) do
+  redis.call('ZADD', key, 'XX', string.format('%.17g', now + lease), ARGV[3 + index])
   redis.call('PEXPIRE', key, math.ceil(lease * 1000))
 end
 """
@@ -93,8 +95,11 @@ end
 class SharedBuckets:
     """A connection to Redis. Every method raises SharedLimitsError when it does not answer in time."""
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
-        """Connects on first use. Raises SharedLimitsError for an address that is none, or without the client."""
+    def __init__(self, url: str, *, timeout_s: float, renew_timeout_s: float = RENEW_TIMEOUT_S) -> None:
+        """Connects on first use. renew_timeout_s: instead of timeout_s, for each call that renews leases.
+
+        Raises SharedLimitsError for an address that is none, or without the client.
+        """
         try:
             import redis.asyncio
             from redis.exceptions import RedisError
@@ -102,6 +107,7 @@ class SharedBuckets:
             raise SharedLimitsError("Shared limits need the Redis client: pip install 'lorikeet[redis]'") from exc
         self._errors = (RedisError, OSError, TimeoutError)
         self._timeout_s = timeout_s
+        self._renew_timeout_s = renew_timeout_s
         try:
             pool = redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, timeout=None)
             self._redis: Any = redis.asyncio.Redis.from_pool(pool)
@@ -113,7 +119,7 @@ class SharedBuckets:
         await self._redis.aclose()
 
     async def ping(self) -> None:
-        await self._within(self._redis.ping())
+        await self._within(self._redis.ping(), self._timeout_s)
 
     async def reserve(self, asks: Sequence[Ask], lease: str, *, now_s: float = -1.0) -> Answer:
         """lease: names the request among the open ones. now_s: instead of Redis' clock."""
@@ -125,11 +131,12 @@ class SharedBuckets:
         await self._call(self._settle, asks, refunds, lease, now_s)
 
     async def renew(self, leases: Mapping[str, Sequence[Ask]], *, now_s: float = -1.0) -> None:
-        """leases: what each open request asked."""
-        calls = [self._call(self._renew, asks, [0] * len(asks), lease, now_s) for lease, asks in leases.items()]
-        for found in await asyncio.gather(*calls, return_exceptions=True):
-            if isinstance(found, BaseException):
-                raise found
+        """leases: what each open request asked. Many in one call: hundreds at once would each wait for all the others."""
+        held = [(PREFIX + ask.key, lease) for lease, asks in leases.items() for ask in asks]
+        for place in range(0, len(held), RENEWED_AT_ONCE):
+            some = held[place : place + RENEWED_AT_ONCE]
+            arguments: list[Any] = [repr(now_s), "", LEASE_S, *(lease for _, lease in some)]
+            await self._within(self._renew(keys=[key for key, _ in some], args=arguments), self._renew_timeout_s)
 
     async def _call(
         self, script: Any, asks: Sequence[Ask], amounts: Sequence[float], lease: str, now_s: float
@@ -137,12 +144,12 @@ class SharedBuckets:
         arguments: list[Any] = [repr(now_s), lease, LEASE_S]
         for ask, amount in zip(asks, amounts, strict=True):
             arguments += (ask.kind.value, ask.limit, repr(amount))
-        found = await self._within(script(keys=[PREFIX + ask.key for ask in asks], args=arguments))
+        found = await self._within(script(keys=[PREFIX + ask.key for ask in asks], args=arguments), self._timeout_s)
         return found or []
 
-    async def _within(self, call: Any) -> Any:
+    async def _within(self, call: Any, timeout_s: float) -> Any:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(timeout_s):
                 return await call
         except self._errors as exc:
             raise SharedLimitsError(f"Redis did not answer: {type(exc).__name__}: {exc}") from exc

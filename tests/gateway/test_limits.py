@@ -11,7 +11,7 @@ from gateway.errors import BudgetSpentError, RateLimitError, RequestTooLargeErro
 from gateway.limits import Grant, Limiter
 from gateway.metrics import Metrics
 from gateway.settings import LimitSettings
-from gateway.shared_buckets import SharedBuckets
+from gateway.shared_buckets import RENEW_S, SharedBuckets
 from tests.adapters.conftest import Clock
 from tests.gateway.redis_server import RedisServer
 
@@ -212,6 +212,25 @@ async def test_while_redis_is_away_each_gateway_allows_its_share_and_then_they_s
             break
         await asyncio.sleep(0.1)
     assert await admitted(pair, limits) == 6
+
+
+async def test_leases_that_are_not_renewed_in_time_are_tried_again_and_redis_is_not_held_to_be_away(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, clock = LimitSettings(redis_url=redis_server.url, gateways=2), Clock()
+    buckets = SharedBuckets(redis_server.url, timeout_s=5.0, renew_timeout_s=0.2)
+    async with limiter(settings, shared=buckets, clock=clock) as one:
+        running = asyncio.create_task(one.run())
+        await ask(one, {TENANT: Limits(max_in_flight=2)})
+        redis_server.freeze()
+        clock.now += RENEW_S
+        async with asyncio.timeout(30):
+            while caplog.text.count("leases not renewed") < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert one.shares
+        redis_server.thaw()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_request_larger_than_a_share_takes_the_whole_share(

@@ -85,6 +85,25 @@ async def test_a_lease_that_has_ended_is_not_renewed(shared: SharedBuckets) -> N
     assert (await shared.reserve([OPEN], "b", now_s=1000.0)).levels == (1.0,)
 
 
+async def test_many_open_requests_are_renewed_in_few_calls_and_with_patience(
+    redis_server: RedisServer, shared: SharedBuckets
+) -> None:
+    wide = Ask(OPEN.key, OPEN.kind, 10_000, 1)
+    leases = [f"r{number}" for number in range(1100)]
+    for place in range(0, len(leases), 50):
+        await asyncio.gather(*(shared.reserve([wide], lease, now_s=1000.0) for lease in leases[place : place + 50]))
+    hasty = SharedBuckets(redis_server.url, timeout_s=0.02)
+    before = redis_server.calls("evalsha")
+    redis_server.freeze()
+    renewing = asyncio.create_task(hasty.renew(dict.fromkeys(leases, (wide,)), now_s=1000.0 + LEASE_S / 2))
+    await asyncio.sleep(0.2)
+    redis_server.thaw()
+    await renewing
+    assert redis_server.calls("evalsha") - before <= 5
+    assert (await shared.reserve([wide], "next", now_s=1000.0 + LEASE_S + 1)).levels == (1101.0,)
+    await hasty.close()
+
+
 async def test_redis_own_clock_refills_the_buckets(shared: SharedBuckets) -> None:
     fast = Ask("tenant:acme::requests", Kind.REQUESTS, 6000, 6000)
     assert (await shared.reserve([fast], "a")).granted
