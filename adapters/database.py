@@ -10,12 +10,12 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.orm import Session
 
-from adapters.errors import DatabaseError
+from adapters.errors import DatabaseError, InvalidValueError
 
 HEAD = "0004"  # newest migration; a test compares it with adapters/migrations
 BUSY_TIMEOUT_S = 30  # how long a writer waits for another process on the same SQLite file
 _MIGRATION_LOCK = 7_205_759_403  # any constant: Postgres' advisory lock that lets one process migrate at a time
-_BUGS = (sa_exc.IntegrityError, sa_exc.ProgrammingError, sa_exc.DataError)  # ours: nothing an operator could mend
+_BUGS = (sa_exc.IntegrityError, sa_exc.ProgrammingError)  # ours: nothing an operator could mend
 _UNAVAILABLE = (sa_exc.DatabaseError, sa_exc.InterfaceError, sa_exc.TimeoutError)
 
 _JSON: dict[str, Any] = {
@@ -156,6 +156,8 @@ def _said_plainly(engine: sa.Engine) -> Iterator[None]:
         yield
     except _BUGS:
         raise
+    except sa_exc.DataError as exc:  # Postgres' own; SQLite takes these values
+        raise InvalidValueError("A value cannot be stored or looked up: has it a NUL character (\\0) in it?") from exc
     except _UNAVAILABLE as exc:
         engine.dispose()  # a connection may hold on to a file or a server that is not there any more
         reason = str(getattr(exc, "orig", None) or exc).strip().splitlines()[0]

@@ -14,8 +14,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from adapters.database import HEAD, open_database, reading, writing
-from adapters.errors import DatabaseError
+from adapters.errors import DatabaseError, InvalidValueError
+from adapters.ledger import Ledger, UsageFilter
 from adapters.models import Base, TenantRow
+from adapters.registry import Registry, Scope
 
 
 def test_the_newest_migration_is_the_one_the_code_expects() -> None:
@@ -143,6 +145,22 @@ def test_a_read_sees_one_moment(database: sa.Engine) -> None:
         with writing(database) as other:
             other.add(TenantRow(name="acme", created_at=1.0, cache_salt="salt", weight=1.0))
         assert session.scalar(count) == before
+
+
+def test_what_postgres_cannot_hold_is_the_callers_to_mend(postgres_url: str) -> None:
+    engine = open_database(postgres_url)
+    registry, ledger = Registry(engine, secret=b"test secret"), Ledger(engine)
+    registry.create_tenant("acme")
+    for act in (
+        lambda: registry.tenant("a\0"),
+        lambda: registry.create_key("acme", [Scope.INFERENCE], name="a\0"),
+        lambda: ledger.entry("\0"),
+        lambda: ledger.sums(0, 3600, 3600, only=UsageFilter(models=["\0"])),
+    ):
+        with pytest.raises(InvalidValueError, match="NUL"):
+            act()
+    assert registry.keys() == []
+    engine.dispose()
 
 
 def test_a_statement_on_postgres_does_not_wait_for_ever_unless_the_url_says_so(postgres_url: str) -> None:

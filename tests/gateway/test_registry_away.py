@@ -104,6 +104,23 @@ async def test_serving_goes_on_without_postgres_and_writes_come_back_with_it(
         await check_an_outage(gateway, tmp_path, postgres.stop, postgres.start)
 
 
+async def test_a_nul_character_is_refused_on_postgres(
+    tmp_path: Path, tiny_base: Path, postgres: PostgresServer
+) -> None:
+    url = postgres.server.get_uri()
+    async with running_gateway(tmp_path / "home", tiny_base, database_url=url) as gateway, gateway.operator() as client:
+        await gateway.key("acme")
+        refused = [
+            await client.get("/v1/requests/%00"),
+            await client.get("/v1/organization/usage/completions?start_time=0&models=%00"),
+            await client.get("/v1/organization/projects/%00"),
+            await client.post("/v1/organization/projects/acme/service_accounts", json={"name": "a\0"}),
+            await client.post("/v1/organization/admin_api_keys", json={"name": "a\0"}),
+        ]
+        for answer in refused:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value"), answer.text
+
+
 async def test_serving_goes_on_while_the_sqlite_file_is_locked_and_writes_come_back_after(
     tmp_path: Path, tiny_base: Path
 ) -> None:
