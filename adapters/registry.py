@@ -7,7 +7,7 @@ and a reader that sees counter n sees every change up to n.
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -334,6 +334,18 @@ class Registry(Tenancy):
             where = replace(where, tenants=[tenant])
         with reading(self._engine) as session:
             return audit.latest(session, limit, where)
+
+    def unnamed_files(self, digests: Iterable[str]) -> set[str]:
+        """Those of these files' digests that no version names, an archived tenant's neither: what it stored stays."""
+        asked = set(digests)
+        if not asked:
+            return asked
+        files = sa.cast(VersionRow.files, sa.Text)
+        naming = sa.select(VersionRow.files).where(
+            VersionRow.status != VersionStatus.RETIRED.value, sa.or_(*(files.contains(digest) for digest in asked))
+        )
+        with reading(self._engine) as session:
+            return asked.difference(*(found.values() for found in session.scalars(naming)))
 
     def change_counter(self) -> int:
         """Differs from a snapshot's counter when the snapshot is out of date. One tiny query."""

@@ -83,6 +83,5 @@ class Departures:
 
     def remove_blobs(self, digests: Iterable[str]) -> None:
         """Delete what no version names. Blocks; only for who holds `storing`."""
-        named = {digest for kept in self._registry.snapshot().versions.values() for digest in kept.files.values()}
-        for digest in set(digests) - named:
+        for digest in self._registry.unnamed_files(digests):
             self._blobs.delete(digest)

@@ -242,6 +242,17 @@ def test_a_quarantined_version_becomes_the_validated_one_when_its_content_comes(
     assert actions(registry, "acme")[:2] == ["version.add"] * 2
 
 
+def test_files_are_named_until_the_last_version_goes_an_archived_tenants_included(registry: Registry) -> None:
+    own, shared, unknown = "1" * 64, "2" * 64, "3" * 64
+    add(registry, "acme", files={"a": own, "b": shared})
+    add(registry, "globex", files={"b": shared})
+    registry.archive_tenant("globex")
+    assert registry.unnamed_files([own, shared, unknown]) == {unknown}
+    registry.delete_adapter("acme", "support")
+    assert registry.unnamed_files([own, shared]) == {own}
+    assert registry.unnamed_files([]) == set()
+
+
 def test_a_released_version_leaves_neither_name_nor_audit_nor_a_used_number(registry: Registry) -> None:
     before = (registry.snapshot().versions, registry.snapshot().adapters, actions(registry))
     for _ in range(2):

@@ -65,6 +65,20 @@ async def test_files_wait_for_an_engine_that_still_lists_the_name(gateway: Gatew
     assert files(gateway, version) == []
 
 
+async def test_bytes_that_an_archived_tenants_version_names_stay(
+    gateway: Gateway, version: AdapterVersion, tmp_path: Path
+) -> None:
+    await gateway.key("globex")
+    onboarding, registry = gateway.services.onboarding, gateway.services.registry
+    same, _ = await onboarding.accept("globex", "other", tmp_path / "adapter", actor="test")
+    await onboarding.wait("globex", "other", same.version, 10)
+    assert set(same.files.values()) == set(version.files.values())
+    await asyncio.to_thread(registry.archive_tenant, "globex")
+    await delete(gateway)
+    await onboarding.departures.done()
+    assert all(gateway.services.blobs.exists(digest) for digest in same.files.values())
+
+
 async def test_files_stay_through_the_grace_period(gateway: Gateway, version: AdapterVersion) -> None:
     gateway.services.onboarding.departures.grace_s = PAUSE_S
     await delete(gateway)
