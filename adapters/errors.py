@@ -10,6 +10,7 @@ AdapterError
 │   └── KeyNotFoundError
 ├── InvalidNameError         a name outside the grammar of `adapters.names`
 ├── InvalidLimitError        a limit that its subject cannot have, or that is no limit
+├── InvalidScopesError       a key with neither a tenant nor the scope admin, or with both
 ├── InvalidValueError        a value the database cannot hold, such as a NUL character
 ├── ConflictError            the state of the registry forbids the change (name taken, no version to roll back to …)
 │   └── RoomError                the tenant's adapters or stored bytes are used up
@@ -89,6 +90,10 @@ class InvalidNameError(AdapterError):
 
 
 class InvalidLimitError(AdapterError):
+    pass
+
+
+class InvalidScopesError(AdapterError):
     pass
 
 

@@ -12,7 +12,13 @@ from sqlalchemy.orm import Session
 
 from adapters import api_keys, audit
 from adapters.database import reading, writing
-from adapters.errors import ConflictError, InvalidLimitError, KeyNotFoundError, TenantNotFoundError
+from adapters.errors import (
+    ConflictError,
+    InvalidLimitError,
+    InvalidScopesError,
+    KeyNotFoundError,
+    TenantNotFoundError,
+)
 from adapters.models import ChangeRow, KeyRow, LimitRow, TenantRow
 from adapters.names import check_name
 from adapters.records import (
@@ -130,12 +136,21 @@ class Tenancy:
         expires_at: float | None = None,
         actor: str = "operator",
     ) -> tuple[ApiKey, str]:
-        """The key and its plaintext, which nobody can show again. tenant None makes an operator's key."""
+        """The key and its plaintext, which nobody can show again. tenant None makes an operator's key.
+
+        Raises InvalidScopesError unless the scope admin is asked for where there is no tenant, and only there;
+        TenantNotFoundError, ConflictError for an archived tenant.
+        """
+        wanted = sorted(scopes)
+        if (tenant is None) != (Scope.ADMIN in wanted):
+            raise InvalidScopesError(
+                "A key needs a tenant or the scope 'admin', which is for operators' keys, and cannot have both."
+            )
         with self._writing() as session:
             if tenant is not None:
                 require_tenant(session, tenant)
             account = f"svc_acct_{secrets.token_hex(8)}" if tenant is not None else None
-            row, plaintext = self._new_key(session, tenant, sorted(scopes), name, expires_at, account)
+            row, plaintext = self._new_key(session, tenant, wanted, name, expires_at, account)
             self._audit(session, actor, "key.create", tenant, row.id, scopes=row.scopes, expires_at=expires_at)
             return key_record(row), plaintext
 

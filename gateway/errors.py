@@ -196,6 +196,7 @@ ERROR_OBJECTS: dict[type[Exception], ErrorObject] = {
     adapter_errors.KeyNotFoundError: ErrorObject(404, INVALID, "key_not_found"),
     adapter_errors.InvalidNameError: ErrorObject(400, INVALID, "invalid_name"),
     adapter_errors.InvalidLimitError: ErrorObject(400, INVALID, "invalid_limit"),
+    adapter_errors.InvalidScopesError: ErrorObject(400, INVALID, "invalid_scopes"),
     adapter_errors.InvalidValueError: ErrorObject(400, INVALID, "invalid_value"),
     adapter_errors.ConflictError: ErrorObject(409, INVALID, "conflict", retry=False),
     adapter_errors.RoomError: ErrorObject(409, INVALID, "room_used_up", retry=False),

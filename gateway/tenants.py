@@ -34,7 +34,7 @@ class Caller:
         if not self.allows(scope):
             raise PermissionDeniedError(f"This API key lacks the scope '{scope}'.")
         if self.tenant is None:
-            raise PermissionDeniedError("An operator's key acts for no tenant: name one in the OpenAI-Project header.")
+            raise PermissionDeniedError("This key has no tenant. An operator names one in the OpenAI-Project header.")
         return self.tenant
 
     def require_operator(self) -> None:
@@ -56,7 +56,7 @@ def identify(headers: Mapping[str, str], snapshot: Snapshot, registry: Registry,
     if key is None or not key.valid_at(now):
         raise AuthenticationError("Incorrect API key provided, or it has expired or was revoked.")
     name = key.tenant
-    if name is None:
+    if name is None and Scope.ADMIN in key.scopes:
         name = headers.get(PROJECT_HEADER) or None
         if name is not None and name not in snapshot.tenants:
             raise UnknownProjectError(name)

@@ -126,10 +126,19 @@ async def costs(query: Annotated[Query, Depends(costs_query)], services: Service
 @router.get("/requests/{request_id}")
 async def get_request(request_id: str, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
     """One request's timeline: where its time went, and what it was charged. Others' requests do not exist."""
+    tenant = _only(caller)
     entry = await services.usage.find(request_id)
-    if entry is None or (caller.tenant is not None and caller.tenant.name != entry.tenant):
+    if entry is None or tenant not in (None, entry.tenant):
         raise RequestNotFoundError(request_id)
     return request_object(entry, now_s=time.time(), currency=services.settings.usage.currency)
+
+
+def _only(caller: Caller) -> str | None:
+    """The one tenant the caller may look at; None for an operator, who sees all. Raises PermissionDeniedError."""
+    if caller.tenant is None:
+        caller.require_operator()
+        return None
+    return caller.tenant.name
 
 
 def _query(
@@ -146,8 +155,9 @@ def _query(
     start = max(start, parameters.number("page", start, at_least=0, at_most=LAST_S) // width_s * width_s)
     beginnings = range(start, end, width_s)
     tenants = parameters.several("project_ids")
-    if caller.tenant is not None:
-        tenants = [name for name in tenants or [caller.tenant.name] if name == caller.tenant.name]
+    tenant = _only(caller)
+    if tenant is not None:
+        tenants = [name for name in tenants or [tenant] if name == tenant]
     only = UsageFilter(tenants, parameters.several("api_key_ids"), parameters.several("models"))
     return Query(tuple(beginnings[:limit]), width_s, len(beginnings) > limit, group_by, only)
 

@@ -108,13 +108,13 @@ def create_key(
 
     lorikeet keys create --tenant acme --scope inference --scope adapters:write
     """
-    if tenant is None and not scope:
+    scopes = scope or [Scope.INFERENCE, Scope.ADAPTERS_READ]
+    if tenant is None and Scope.ADMIN not in scopes:
         raise typer.BadParameter(
             "name a tenant, or ask for an operator's key with --scope admin", param_hint="--tenant"
         )
-    if tenant is not None and scope and Scope.ADMIN in scope:
+    if tenant is not None and Scope.ADMIN in scopes:
         raise typer.BadParameter("'admin' is for operator's keys, which have no tenant", param_hint="--scope")
-    scopes = scope or [Scope.INFERENCE, Scope.ADAPTERS_READ]
     expires_at = time.time() + expires_days * DAY_S if expires_days else None
     settings = Settings()
     key, plaintext = local_registry(settings).create_key(tenant, scopes, name=name, expires_at=expires_at)

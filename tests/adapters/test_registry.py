@@ -22,6 +22,7 @@ from adapters.errors import (
     ConflictError,
     Fault,
     InvalidNameError,
+    InvalidScopesError,
     KeyNotFoundError,
     NotFoundError,
     TenantNotFoundError,
@@ -100,6 +101,15 @@ def test_only_the_hash_of_a_key_is_stored(registry: Registry, database: sa.Engin
         audited = str(connection.execute(sa.text("SELECT * FROM audit")).all())
     assert plaintext not in stored + audited
     assert registry.hash_key(plaintext) in stored
+
+
+@pytest.mark.parametrize(("tenant", "scopes"), [(None, [Scope.INFERENCE]), (None, []), ("acme", [Scope.ADMIN])])
+def test_a_key_has_either_a_tenant_or_the_scope_of_operators(
+    registry: Registry, tenant: str | None, scopes: list[Scope]
+) -> None:
+    with pytest.raises(InvalidScopesError, match="needs a tenant or the scope 'admin'"):
+        registry.create_key(tenant, scopes)
+    assert registry.keys() == []
 
 
 def test_another_secret_makes_every_stored_key_useless(registry: Registry, database: sa.Engine) -> None:

@@ -181,6 +181,7 @@ async def test_with_several_tenants_the_operator_must_say_which(run: Run, gatewa
 
 async def test_an_operators_key_is_never_made_by_leaving_something_out(run: Run) -> None:
     assert (await run("keys", "create")).exit_code == 2
+    assert (await run("keys", "create", "--scope", "inference")).exit_code == 2
     assert (await run("keys", "create", "--tenant", "acme", "--scope", "admin")).exit_code == 2
 
 

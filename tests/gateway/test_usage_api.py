@@ -11,12 +11,15 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import sqlalchemy as sa
 import typer
 from openai.types.admin.organization.usage_completions_response import DataResultOrganizationUsageCompletionsResult
 from openai.types.admin.organization.usage_costs_response import DataResultOrganizationCostsResult
 from typer.testing import CliRunner
 
+from adapters.database import open_database, writing
 from adapters.ledger import Entry
+from adapters.models import ChangeRow, KeyRow
 from adapters.registry import Scope
 from gateway.cli.usage import By, since_s, totals
 from gateway.engines.echo import EchoEngine
@@ -226,6 +229,27 @@ async def test_a_tenant_sees_its_own_usage_with_any_key_and_nobody_elses(metered
     async with metered.operator("acme") as acting:
         assert await seen(acting) == ["acme"]
     assert (await metered.anonymous().get("/v1/organization/costs?start_time=0")).status_code == 401
+
+
+async def test_a_key_with_neither_a_tenant_nor_the_scope_admin_sees_and_may_nothing(
+    metered: Gateway, put: Publish
+) -> None:
+    """None is made any more, but a registry may hold one."""
+    await put("support")
+    request_id = await ask(metered, "acme")
+    lost = await metered.key("beta")
+    database = open_database(metered.settings.registry_url)
+    with writing(database) as session:
+        session.execute(sa.update(KeyRow).where(KeyRow.tenant == "beta").values(tenant=None))
+        session.execute(sa.update(ChangeRow).values(value=ChangeRow.value + 1))
+    database.dispose()
+    await metered.services.directory.refresh()
+    headers = {"authorization": f"Bearer {lost}"}
+    async with metered.anonymous(headers) as alone, metered.anonymous(headers | {"openai-project": "acme"}) as acting:
+        for path in ("organization/costs?start_time=0", f"requests/{request_id}", "adapters", "models"):
+            for client in (alone, acting):
+                answer = await client.get(f"/v1/{path}")
+                assert (answer.status_code, answer.json()["error"]["code"]) == (403, "permission_denied"), path
 
 
 async def test_costs_by_line_item_add_up(metered: Gateway, put: Publish) -> None:
