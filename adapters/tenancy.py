@@ -25,6 +25,7 @@ from adapters.records import (
     LIMITS_OF,
     NO_LIMITS,
     ApiKey,
+    AuditFilter,
     LimitKind,
     Limits,
     LimitSubject,
@@ -160,7 +161,8 @@ class Tenancy:
         """A new key in the old one's place, and its plaintext; the old one ends after overlap_s, if not before.
 
         The new one has the same tenant, account, scopes, name and limits, and as long a life as the old one was given.
-        Raises KeyNotFoundError, ConflictError for a key that has ended.
+        Raises KeyNotFoundError, ConflictError for a key that has ended or was rotated before: its end is no longer the
+        one it was given.
         """
         with self._writing() as session:
             old, now = require_key(session, key_id), self._clock()
@@ -168,6 +170,11 @@ class Tenancy:
                 require_tenant(session, old.tenant)
             if not key_record(old).valid_at(now):
                 raise ConflictError(f"The key '{key_id}' was revoked or has expired. Create a new one instead.")
+            tenants = [old.tenant] if old.tenant is not None else []
+            before = audit.latest(session, 1, AuditFilter(tenants, actions=["key.rotate"], subjects=[key_id]))
+            if before:
+                successor = before[0].details["successor"]
+                raise ConflictError(f"The key '{key_id}' was rotated already. Rotate its successor '{successor}'.")
             expires_at = now + (old.expires_at - old.created_at) if old.expires_at is not None else None
             row, plaintext = self._new_key(session, old.tenant, old.scopes, old.name, expires_at, old.account)
             old.expires_at = min(now + overlap_s, old.expires_at if old.expires_at is not None else float("inf"))

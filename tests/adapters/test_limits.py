@@ -128,6 +128,16 @@ def test_a_key_that_has_ended_is_not_rotated(registry: Registry, clock: Clock) -
         registry.rotate_key("key_nothing")
 
 
+@pytest.mark.parametrize("tenant", ["acme", None])
+def test_a_key_is_rotated_once_and_then_its_successor(registry: Registry, clock: Clock, tenant: str | None) -> None:
+    scopes = [Scope.INFERENCE] if tenant else [Scope.ADMIN]
+    old, _ = registry.create_key(tenant, scopes, expires_at=clock.now + 1e6)
+    new, _ = registry.rotate_key(old.id, overlap_s=60)
+    with pytest.raises(ConflictError, match=f"rotated already.*'{new.id}'"):
+        registry.rotate_key(old.id)
+    assert registry.rotate_key(new.id)[0].expires_at == clock.now + 1e6
+
+
 def test_an_operators_key_is_rotated_too(registry: Registry) -> None:
     old, _ = registry.create_key(None, [Scope.ADMIN])
     new, _ = registry.rotate_key(old.id)

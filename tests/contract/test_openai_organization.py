@@ -127,6 +127,8 @@ async def test_a_key_is_rotated_within_its_account(admin: openai.AsyncOpenAI, ga
     path = f"/v1/organization/projects/acme/api_keys/{account.api_key.id}/rotate"
     async with gateway.operator() as operator:
         new = (await operator.post(path, json={"overlap_seconds": 60})).json()
+        again = await operator.post(path, json={})
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "conflict")
     assert await models(url, new["value"])
     assert await models(url, account.api_key.value)
     keys = [key async for key in projects.api_keys.list("acme")]
