@@ -120,6 +120,7 @@ _NEUTRAL: dict[str, Any] = {
     "echo": False,
 }
 _INSTEAD = {"functions": "'tools'", "function_call": "'tool_choice'"}
+_NO_PROMPT = ("chat_template", "chat_template_kwargs", "response_format", "structured_outputs", "text")
 _STREAM_OPTIONS = frozenset(["include_usage", "include_obfuscation"])
 
 
@@ -131,6 +132,7 @@ class Prepared:
     stream: bool
     choices: int  # finish reasons to wait for
     wants_usage: bool  # the caller asked for the usage chunk of a stream
+    prompt_bytes: int  # of the body, about: without templates and schemas, which are no prompt
     output_cap: int = 0  # tokens of all choices together
 
 
@@ -187,7 +189,8 @@ def prepare(
     if endpoint is TOKENIZE:
         if ("messages" in forwarded) == ("prompt" in forwarded):
             raise InvalidRequestError("You must provide either 'messages' or 'prompt'.", param="messages")
-        return Prepared(orjson.dumps(forwarded), stream=False, choices=0, wants_usage=False)
+        body, prompt_bytes = _encode(forwarded)
+        return Prepared(body, stream=False, choices=0, wants_usage=False, prompt_bytes=prompt_bytes)
 
     forwarded["cache_salt"] = cache_salt
     if defaults is not None:
@@ -217,7 +220,18 @@ def prepare(
         wants_usage = bool(options.get("include_usage"))
         forwarded["stream_options"] = {"include_usage": True}  # metered always, shown on request
     output_cap = forwarded[endpoint.cap] * choices
-    return Prepared(orjson.dumps(forwarded), stream, choices, wants_usage, output_cap)
+    body, prompt_bytes = _encode(forwarded)
+    return Prepared(body, stream, choices, wants_usage, prompt_bytes, output_cap)
+
+
+def _encode(forwarded: Mapping[str, Any]) -> tuple[bytes, int]:
+    """The body, and how much of it is prompt. Raises InvalidRequestError: more levels are read than can be written."""
+    try:
+        body = orjson.dumps(forwarded)
+    except orjson.JSONEncodeError as exc:
+        raise InvalidRequestError("The body is nested too deeply.", code="invalid_json") from exc
+    besides = [forwarded[name] for name in _NO_PROMPT if name in forwarded]
+    return body, len(body) - sum(len(orjson.dumps(value)) for value in besides)
 
 
 def _passes(endpoint: Endpoint, name: str, value: Any, fields: Mapping[str, Any], templates: bool) -> bool:

@@ -34,8 +34,10 @@ class Drain:
 
     @contextlib.contextmanager
     def cuttable(self, task: asyncio.Task[Any]) -> Iterator[None]:
-        """The task is cancelled by `cut`, while the block lasts."""
+        """The task is cancelled by `cut`, while the block lasts; at once where that has been already."""
         self._cuttable.add(task)
+        if self.over:
+            task.cancel()
         try:
             yield
         finally:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -258,44 +258,48 @@ async def open_services(
         probe=settings.probe,
     )
     ledger = Ledger(database)
-    usage = await Usage.open(ledger, home.usage, settings.usage, metrics)
-    limiter = open_limiter(settings, metrics, usage)
-    services = Services(
-        settings=settings,
-        registry=registry,
-        directory=directory,
-        blobs=blobs,
-        base=base,
-        limits=limiter,
-        promotion_policy=await asyncio.to_thread(load_policy, settings.promotion_policy),
-        fleet=fleet,
-        onboarding=onboarding,
-        canary=canary,
-        uploads=Uploads(home, settings.uploads),
-        metrics=metrics,
-        tracer=open_tracer(settings.traces_endpoint),
-        ledger=ledger,
-        usage=usage,
-        drain=drain or Drain(),
-        started_at=int(time.time()),
-    )
-    try:
-        async with limiter, Tasks() as tasks:
-            for replica in fleet.replicas:
-                tasks.start(replica.host.start(), name=f"start {replica.id}")
-                tasks.start(replica.residency.run(), name=f"residency {replica.id}")
-                tasks.start(canary.watch(replica), name=f"canary {replica.id}")
-            tasks.start(directory.follow(settings.refresh_s), name="directory")
-            tasks.start(onboarding.run(), name="onboarding")
-            tasks.start(limiter.run(), name="limits")
-            tasks.start(beat(metrics.loop_lag.observe), name="pulse")
-            tasks.start(services.uploads.run(), name="uploads")
-            yield services
-    finally:
-        await asyncio.gather(*(replica.host.stop() for replica in fleet.replicas))
-        await services.usage.close()
-        await services.tracer.close()
-        database.dispose()
+    async with AsyncExitStack() as opened:
+        opened.callback(database.dispose)
+        usage = await Usage.open(ledger, home.usage, settings.usage, metrics)
+        opened.push_async_callback(usage.close)
+        tracer = open_tracer(settings.traces_endpoint)
+        opened.push_async_callback(tracer.close)
+        limiter = await opened.enter_async_context(open_limiter(settings, metrics, usage))
+        services = Services(
+            settings=settings,
+            registry=registry,
+            directory=directory,
+            blobs=blobs,
+            base=base,
+            limits=limiter,
+            promotion_policy=await asyncio.to_thread(load_policy, settings.promotion_policy),
+            fleet=fleet,
+            onboarding=onboarding,
+            canary=canary,
+            uploads=Uploads(home, settings.uploads),
+            metrics=metrics,
+            tracer=tracer,
+            ledger=ledger,
+            usage=usage,
+            drain=drain or Drain(),
+            started_at=int(time.time()),
+        )
+        opened.push_async_callback(stop_all, fleet)
+        tasks = await opened.enter_async_context(Tasks())
+        for replica in fleet.replicas:
+            tasks.start(replica.host.start(), name=f"start {replica.id}")
+            tasks.start(replica.residency.run(), name=f"residency {replica.id}")
+            tasks.start(canary.watch(replica), name=f"canary {replica.id}")
+        tasks.start(directory.follow(settings.refresh_s), name="directory")
+        tasks.start(onboarding.run(), name="onboarding")
+        tasks.start(limiter.run(), name="limits")
+        tasks.start(beat(metrics.loop_lag.observe), name="pulse")
+        tasks.start(services.uploads.run(), name="uploads")
+        yield services
+
+
+async def stop_all(fleet: Fleet) -> None:
+    await asyncio.gather(*(replica.host.stop() for replica in fleet.replicas))
 
 
 def bring_to_disk(blobs: BlobStore, version: AdapterVersion, folder: Path) -> None:

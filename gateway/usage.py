@@ -1,4 +1,4 @@
-"""Metering: a ledger row for each generation request, kept off the hot path and never lost, and what is spent this month.
+"""Metering: a ledger row for each generation request, kept off the hot path and safe within a flush; what a month has cost.
 
 record -> memory -> (every flush) a spool on disk, synced -> the database -> dropped from the spool. A kill between any two
 steps repeats the later ones at the next start, and the ledger writes a row it knows only once. While the database is away

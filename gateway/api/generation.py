@@ -85,7 +85,7 @@ class Passage:
     @property
     def prompt_estimate(self) -> int:
         """Tokens, before the engine has counted them."""
-        return len(self.prepared.body) // BYTES_PER_TOKEN
+        return self.prepared.prompt_bytes // BYTES_PER_TOKEN
 
     @property
     def tokens_at_most(self) -> int:
@@ -202,20 +202,23 @@ class GenerationEndpoint:
             services.usage.begin(passage.meter)
         outcome = "cancelled"
         failure: Exception | None = None
+        # from now on, so that a version deleted while this waits still answers
+        claim = services.fleet.claim(target.version) if target.version else contextlib.nullcontext()
         try:
-            grant = await services.limits.reserve(
-                services.directory.snapshot,
-                tenant.name,
-                caller.key_id,
-                target.version,
-                passage.tokens_at_most,
-                lease=passage.request_id,
-            )
-            send.add_headers(grant.headers)
-            try:
-                await self._pass(passage, caller, services, send)
-            finally:
-                grant.settle(passage.tokens_used)
+            with claim:
+                grant = await services.limits.reserve(
+                    services.directory.snapshot,
+                    tenant.name,
+                    caller.key_id,
+                    target.version,
+                    passage.tokens_at_most,
+                    lease=passage.request_id,
+                )
+                send.add_headers(grant.headers)
+                try:
+                    await self._pass(passage, caller, services, send)
+                finally:
+                    grant.settle(passage.tokens_used)
             outcome = "ok"
         except CallerLeft:
             raise
@@ -250,23 +253,21 @@ class GenerationEndpoint:
         until_s = min(passage.deadline_s, passage.arrived_s + services.settings.requests.queue_s)
         ends, failed = 0, set[str]()
         passage.meter.queued_s = time.monotonic()
-        # from now on, so that a version deleted while this waits still answers
-        with fleet.claim(target.version) if target.version else contextlib.nullcontext():
-            while True:
-                asked_s = time.monotonic()
-                replica = await fleet.available(target.engine_name, until_s=until_s, failed=failed)
-                passage.queue_s += time.monotonic() - asked_s
-                try:
-                    return await self._take_turn(passage, replica, caller, services, send)
-                except (EngineUnavailableError, NoReplicaError) as exc:
-                    ends += not isinstance(exc, EngineUnreachableError | NoReplicaError)
-                    if send.started or ends > services.settings.failure.failovers or time.monotonic() >= until_s:
-                        raise
-                    logger.info("failing over", extra={"request_id": passage.request_id, "engine": replica.id})
-                services.metrics.failovers.labels(replica.id).inc()
-                failed.add(replica.id)
-                passage.outcome = Outcome()
-                passage.queue_s = time.monotonic() - passage.arrived_s - passage.load_s
+        while True:
+            asked_s = time.monotonic()
+            replica = await fleet.available(target.engine_name, until_s=until_s, failed=failed)
+            passage.queue_s += time.monotonic() - asked_s
+            try:
+                return await self._take_turn(passage, replica, caller, services, send)
+            except (EngineUnavailableError, NoReplicaError) as exc:
+                ends += not isinstance(exc, EngineUnreachableError | NoReplicaError)
+                if send.started or ends > services.settings.failure.failovers or time.monotonic() >= until_s:
+                    raise
+                logger.info("failing over", extra={"request_id": passage.request_id, "engine": replica.id})
+            services.metrics.failovers.labels(replica.id).inc()
+            failed.add(replica.id)
+            passage.outcome = Outcome()
+            passage.queue_s = time.monotonic() - passage.arrived_s - passage.load_s
 
     async def _take_turn(
         self, passage: Passage, replica: Replica, caller: Caller, services: Services, send: "SendGuard"
@@ -290,7 +291,7 @@ class GenerationEndpoint:
                     raise
                 # the engine lost it: load and ask once more
                 replica.residency.mark_missing(target.version.engine_name)
-                async with replica.asked():
+                async with replica.asked(generation=self._endpoint is not TOKENIZE):
                     await self._generate(passage, turn, replica, services, send)
             finally:
                 passage.settle(turn)

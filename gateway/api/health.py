@@ -36,9 +36,11 @@ async def readyz(services: ServicesDep, response: Response) -> dict[str, Any]:
     }
 
 
-def ready_since(services: Services) -> int:
+def ready_since(services: Services) -> int | None:
+    """Unix seconds; None while a breaker that has been open is yet to be closed by an answer."""
     since_s = [replica.breaker.well_since_s for replica in services.fleet.replicas if replica.available]
-    return round(time.time() - time.monotonic() + min(filter(None, since_s)))
+    first_s = min(filter(None, since_s), default=None)
+    return None if first_s is None else round(time.time() - time.monotonic() + first_s)
 
 
 def breaker_state(replica: Replica) -> str:

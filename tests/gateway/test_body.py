@@ -133,6 +133,24 @@ def test_too_many_choices_are_refused() -> None:
     assert refusal({"prompt": ["a"] * 5, "n": 7}, COMPLETIONS).param == "prompt"
 
 
+def test_templates_and_schemas_are_not_counted_as_prompt() -> None:
+    plain, _ = prepared({"messages": MESSAGES})
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"description": "x" * 4000}}}
+    dressed, _ = prepared(
+        {"messages": MESSAGES, "response_format": schema}, defaults=ServingDefaults(chat_template="x" * 4000)
+    )
+    assert dressed.prompt_bytes - plain.prompt_bytes < 100
+    longer, _ = prepared({"messages": [{"role": "user", "content": "x" * 4000}]})
+    assert longer.prompt_bytes - plain.prompt_bytes == 4000 - len("Hi")
+
+
+def test_more_levels_than_can_be_written_are_the_callers_fault() -> None:
+    tools: Any = []
+    for _ in range(300):
+        tools = [tools]
+    assert refusal({"messages": MESSAGES, "tools": tools}).code == "invalid_json"
+
+
 def test_a_missing_prompt_is_refused() -> None:
     assert refusal({}).param == "messages"
     assert refusal({}, COMPLETIONS).param == "prompt"

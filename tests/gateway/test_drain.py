@@ -17,6 +17,7 @@ from adapters.base import read_base
 from adapters.database import open_database
 from adapters.home import Home
 from adapters.registry import Registry, load_secret
+from gateway.drain import Drain
 from tests.gateway.echo_process import WORDS
 from tests.gateway.test_generation import chat
 
@@ -124,3 +125,11 @@ async def test_an_idle_gateway_goes_at_once(tmp_path: Path, tiny_base: Path) -> 
         gateway.signal()
         async with asyncio.timeout(20):
             assert await gateway.process.wait() == 0
+
+
+async def test_work_that_begins_after_the_cut_is_cut_at_once() -> None:
+    drain = Drain()
+    drain.cut()
+    task = asyncio.create_task(asyncio.sleep(60))
+    with drain.cuttable(task), pytest.raises(asyncio.CancelledError):
+        await task

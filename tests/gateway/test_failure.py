@@ -231,6 +231,21 @@ async def test_an_engine_that_fails_again_and_again_is_left_alone_and_tried_afte
         assert not leftovers(gateway)
 
 
+async def test_readiness_is_told_while_an_engine_is_yet_to_be_tried_again(tmp_path: Path, tiny_base: Path) -> None:
+    failure = {"breaker_failures": 1, "breaker_open_s": 0.05, "failovers": 0}
+    async with (
+        running_gateway(tmp_path / "home", tiny_base, failure=failure, canary={"interval_s": 3600}) as gateway,
+        await gateway.client() as client,
+    ):
+        body = chat(gateway.services.base.name)
+        assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+        gateway.engine.die_inside()
+        assert (await client.post("/v1/chat/completions", json=body)).status_code == 503
+        await until(lambda: gateway.services.fleet.replicas[0].available)
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["ready_since"]) == (200, None)
+
+
 async def test_callers_mistakes_and_refused_adapters_do_not_open_the_breaker(tmp_path: Path, tiny_base: Path) -> None:
     async with (
         running_gateway(tmp_path / "home", tiny_base, failure={"breaker_failures": 1}) as gateway,
