@@ -320,7 +320,7 @@ async def test_a_request_in_flight_is_told_of_too(tmp_path: Path, tiny_base: Pat
                 await asyncio.sleep(0.01)
             async with asyncio.timeout(30):  # until it has waited for longer than the adapter's load took
                 told = (await client.get(f"/v1/requests/{request_id}")).json()
-                while told["slowest"]["part"] != "first_token":  # noqa: ASYNC110
+                while told["slowest"]["part"] != "first_token":
                     await asyncio.sleep(0.05)
                     told = (await client.get(f"/v1/requests/{request_id}")).json()
             gateway.engine.wake()
