@@ -1,5 +1,7 @@
 """The registry's database: SQLite, or Postgres by URL. Opens it at the newest schema and hands out transactions."""
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -119,10 +121,21 @@ def _migrate(engine: sa.Engine) -> None:
 
 
 def _write_ahead(engine: sa.Engine) -> None:
-    """Readers and the writer of this file no longer wait for each other. The file remembers it."""
+    """Readers and the writer of this file no longer wait for each other. The file remembers it.
+
+    Two that switch a file at once would wait for each other, so SQLite refuses one without waiting: it tries again.
+    """
+    ends_s = time.monotonic() + BUSY_TIMEOUT_S
     raw = engine.raw_connection()
     try:
-        raw.cursor().execute("PRAGMA journal_mode = WAL")
+        while True:
+            try:
+                raw.cursor().execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as exc:
+                if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > ends_s:
+                    raise
+                time.sleep(0.01)
     finally:
         raw.close()
 
