@@ -63,10 +63,7 @@ class EvaluationScore(_Frozen):
     rows: int
 
 
-Override = Literal[
-    "chat_template",
-    "system_prompt",
-    "stop",
+Sampling = Literal[
     "temperature",
     "top_p",
     "top_k",
@@ -75,18 +72,9 @@ Override = Literal[
     "presence_penalty",
     "repetition_penalty",
     "seed",
-    "max_tokens",
 ]
-SAMPLING: tuple[str, ...] = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "repetition_penalty",
-    "seed",
-)
+SAMPLING: tuple[str, ...] = get_args(Sampling)
+Override = Literal["chat_template", "system_prompt", "stop", Sampling, "max_tokens"]
 MAX_TEMPLATE_CHARS = 64 * 1024  # it goes along with every request; the longest published ones are a quarter of that
 
 
