@@ -48,7 +48,7 @@ check: install-dev ## The loop one runs all day: format, lint, types, import rul
 	@$(DEV)/ruff check --quiet $(CODE)
 	@$(DEV)/mypy
 	@$(DEV)/lint-imports --no-logo
-	@$(DEV)/pytest -q -n auto --dist loadfile -m "not e2e and not slow and not gpu"
+	@$(DEV)/pytest -q -n 4 --dist worksteal -m "not e2e and not slow and not gpu"
 
 .PHONY: test
 test: install-dev ## Everything, the real engine included (under 15 minutes on two cores)

@@ -46,11 +46,13 @@ COMMANDS: dict[str, Mount] = {
         "adapters.cli:inspect_app", "Show an adapter folder, and every fault that keeps it from being served."
     ),
     "merge": Mount("adapters.cli:merge_app", "Fold an adapter into its base model, with a parity report."),
-    "advise": Mount("trainer.cli:advise_app", "Prompt, retrieve or fine-tune? An answer with its reasons."),
-    "estimate": Mount("trainer.cli:estimate_app", "Parameters, memory, time and cost of a training run, before it."),
-    "data": Mount("trainer.cli:data_app", "Fetch and build data sets."),
-    "train": Mount("trainer.cli:train_app", "Train an adapter from a configuration file."),
-    "eval": Mount("trainer.cli:eval_app", "Score an adapter against its base, plain and few-shot."),
+    "advise": Mount("trainer.cli.advise:advise_app", "Prompt, retrieve or fine-tune? An answer with its reasons."),
+    "estimate": Mount(
+        "trainer.cli.estimate:estimate_app", "Parameters, memory, time and cost of a training run, before it."
+    ),
+    "data": Mount("trainer.cli.data:data_app", "Fetch and build data sets."),
+    "train": Mount("trainer.cli.train:train_app", "Train an adapter from a configuration file."),
+    "eval": Mount("trainer.cli.evaluate:eval_app", "Score an adapter against its base, plain and few-shot."),
     "loadtest": Mount("loadtests.cli:app", "Measure P95 under load, with an exit code."),
 }
 
