@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import interval, percentile, save, serving
+from benchmarks.load_tools import command_line
 from gateway.engines.profile import PROFILES, engine_command, engine_environment, find_preloads, load_profile
 from loadtests.record import Outcome, Record, read_run
 from scripts.installation import Installation, empty_root
@@ -37,6 +38,7 @@ PROFILE = {"slots": 4, "host_adapters": 8}
 VOICES = [f"voice-{number:02}" for number in range(32)]
 CHURNED = 3
 SETS = (4, 8, 16, 32)
+PARTS = ("relay", "set", "neighbour", "churn")
 console = Console(highlight=False)
 SCOPES = ("ttft", "tpot", "e2e")
 
@@ -54,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60, help="of each measured phase")
-    parser.add_argument("--only", nargs="*", default=("relay", "set", "neighbour", "churn"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="kept in a file of its own")
     given = parser.parse_args()
     root = empty_root("protection")
     profile = root / "profile.yaml"
@@ -77,7 +79,9 @@ def main() -> None:
                         found.setdefault(name, {}).setdefault(system.name, []).append(records)
     summary = {"rate_per_s": rate} | {name: summarise(name, systems) for name, systems in found.items()}
     raw = {name: {one: [plain(records) for records in runs] for one, runs in of.items()} for name, of in found.items()}
-    path = save("protection", {"command": "python -m benchmarks.protection", "summary": summary, "rounds": raw})
+    every = len(given.only) == len(PARTS)
+    name = "protection" if every else f"protection_{'_'.join(given.only)}"
+    path = save(name, {"command": command_line("benchmarks.protection", given), "summary": summary, "rounds": raw})
     console.print(table(summary), f"Raw figures: {path}")
 
 

@@ -216,7 +216,7 @@ SEEDS = {
 SEEDS["tar.gz"] = gzip.compress(SEEDS["tar"])
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(sorted(SEEDS)),
     edits=st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), min_size=1, max_size=8),
@@ -237,7 +237,7 @@ def test_a_damaged_archive_is_unpacked_inside_or_refused(
     assert {path.name for path in tmp_path.iterdir()} <= {"upload", "into"}
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(st.text(st.sampled_from("a./\\:\0é-"), min_size=1, max_size=12), min_size=1, max_size=4))
 def test_no_name_writes_outside_the_folder(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     tmp_path = tmp_path_factory.mktemp("names")

@@ -634,7 +634,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_production_is_a_ready_version_after_any_history(
     registry: Registry, database: sa.Engine, steps: list[tuple[str, int]]

@@ -121,7 +121,7 @@ def test_every_fault_is_named_up_to_a_readable_number(tmp_path: Path) -> None:
     assert "451 more" in caught.value.faults[-1].message
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6),
     cut=st.one_of(st.none(), st.integers(0, 400)),

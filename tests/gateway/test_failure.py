@@ -303,6 +303,7 @@ async def test_a_deadline_that_the_queue_cannot_meet_is_refused_at_once(tmp_path
         assert not leftovers(gateway)
 
 
+@pytest.mark.slow
 async def test_after_any_mix_of_leaving_killing_and_deleting_nothing_is_held(tmp_path: Path, tiny_base: Path) -> None:
     """Twelve rounds of a seeded storm over two engines; after each, every counter is back at nothing."""
     async with running_gateway(

@@ -109,6 +109,7 @@ async def test_a_quarantined_version_that_is_deleted_ends_its_upload_and_leaves_
     acme: Gateway, folder: Path
 ) -> None:
     onboarding, registry = acme.services.onboarding, acme.services.registry
+    onboarding.departures.grace_s = 0
     async with acme.checks_held_up():
         upload = asyncio.create_task(accept(acme, folder))
         await until(lambda: registry.adapters("acme") != [])

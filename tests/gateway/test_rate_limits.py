@@ -229,6 +229,7 @@ async def test_an_archived_tenants_keys_and_adapters_stop(gateway: Gateway) -> N
         assert (await acting.get("/v1/models")).status_code == 404
 
 
+@pytest.mark.slow
 async def test_a_load_tests_auditor_finds_the_limit_exactly_kept(tmp_path: Path, tiny_base: Path) -> None:
     async with running_gateway(tmp_path / "home", tiny_base, limits={"max_in_flight": 1000}) as gateway:
         await limit(gateway, requests_per_minute=120)

@@ -3,7 +3,7 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtests.junit import junit_xml
@@ -91,6 +91,7 @@ def test_a_void_run_is_an_error_in_every_case_but_that_of_wrong_answers() -> Non
     assert "belonged to somebody else" in failure.get("message", "")
 
 
+@settings(max_examples=30)
 @given(name=st.text(min_size=1, max_size=20))
 def test_any_adapter_name_gives_well_formed_xml(name: str) -> None:
     assert len(suite_of(make_run([make_record(1, adapter=name)], objectives=PER_ADAPTER))) == 4
