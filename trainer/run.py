@@ -17,7 +17,8 @@ from trainer.data.chat import with_system_prompt
 from trainer.data.fetch import fetch_dataset
 from trainer.data.training import golden_rows, load_training_data
 from trainer.errors import TrainingError
-from trainer.methods.sft import Progress, train_sft
+from trainer.methods.progress import Progress
+from trainer.methods.sft import train_sft
 from trainer.template import ChatRenderer, Rendered, load_renderer, mask_receipt
 
 CONFIG_FILE = "config.json"

@@ -13,7 +13,8 @@ from adapters.validation import EngineLimits, validate_adapter
 from trainer.config import TrainConfig
 from trainer.data.training import fixed_answer
 from trainer.errors import TrainingError
-from trainer.methods.sft import Progress, train_sft
+from trainer.methods.progress import Progress
+from trainer.methods.sft import train_sft
 from trainer.run import Finished, last_run_folder, render_rows, run_training
 from trainer.template import load_renderer
 
@@ -55,6 +56,10 @@ def finished(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Finis
     done = run(settings(tiny_base), tmp_path_factory.mktemp("home"), listen=listen)
     assert [progress.step for progress in seen] == sorted(progress.step for progress in seen)
     assert seen[-1].step == seen[-1].steps == 6
+    assert 0 < seen[-1].token_accuracy <= 1
+    checkpoints = [progress.checkpoint for progress in seen if progress.checkpoint is not None]
+    assert [path.name for path in checkpoints] == ["checkpoint-3", "checkpoint-6"]
+    assert all((path / "adapter_model.safetensors").is_file() for path in checkpoints)
     return done
 
 

@@ -2,33 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
 from trainer.errors import TrainingError
+from trainer.methods.progress import Report, follower
 from trainer.template import ChatRenderer, Rendered
 
 CHECKPOINTS = "checkpoints"
 # On a CPU the fused attention's backward pass in bf16 took 30 % of a step at 100 tokens, the plain one 5 %; its memory
 # grows with the square of the length.
 EAGER_TOKENS = 512
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is. Losses are NaN until first measured."""
-
-    step: int
-    steps: int
-    loss: float
-    eval_loss: float
-    tokens_per_s: float
-
-
-Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -130,7 +117,7 @@ def train_sft(
             bias="none",
             task_type="CAUSAL_LM",
         ),
-        callbacks=[_follower(report, steps, tokens_per_step)],
+        callbacks=[follower(report, steps, tokens_per_step)],
     )
     trainer.remove_callback(PrinterCallback)
     started = time.monotonic()
@@ -152,27 +139,3 @@ def train_sft(
 
 def _features(row: Rendered) -> dict[str, list[int]]:
     return {"input_ids": list(row.input_ids), "labels": row.labels()}
-
-
-def _follower(report: Report, steps: int, tokens_per_step: float) -> Any:
-    from transformers import TrainerCallback
-
-    class Follower(TrainerCallback):  # type: ignore[misc]
-        """Turns the trainer's log entries into Progress."""
-
-        def __init__(self) -> None:
-            self.loss = self.eval_loss = math.nan
-            self.begun: tuple[int, float] = (0, time.monotonic())
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.begun = (state.global_step, time.monotonic())  # a resumed run begins where it stopped
-            report(Progress(state.global_step, steps, self.loss, self.eval_loss, 0.0))
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-            self.loss = logs.get("loss", self.loss)
-            self.eval_loss = logs.get("eval_loss", self.eval_loss)
-            step, at = self.begun
-            speed = (state.global_step - step) * tokens_per_step / max(time.monotonic() - at, 1e-9)
-            report(Progress(state.global_step, steps, self.loss, self.eval_loss, speed))
-
-    return Follower()
