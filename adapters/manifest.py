@@ -4,7 +4,7 @@ It travels as `manifest.json` beside `adapter_config.json` and `adapter_model.sa
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.errors import Fault, InvalidAdapterError
+from adapters.licences import TRAINING, LicencePolicy, Source, Verdict, judge_licences
 
 MANIFEST_FILE = "manifest.json"
 
@@ -43,6 +44,13 @@ class Golden(_Frozen):
     base_logprobs: list[float] = Field(description="Base alone.")
 
 
+class Teacher(_Frozen):
+    """A model that wrote answers to train on."""
+
+    name: str
+    licence: str = Field(description="Its licence, or the terms of the service that ran it, such as openai-terms.")
+
+
 class DataLineage(_Frozen):
     """One data source and the terms it came under."""
 
@@ -51,6 +59,8 @@ class DataLineage(_Frozen):
     rows: int
     licence: str
     source: str = ""
+    exceptions: dict[str, str] = Field(default_factory=dict, description="Parts under other terms: part -> licence.")
+    teacher: Teacher | None = Field(None, description="Who wrote the answers, where no person did.")
 
 
 class EvaluationScore(_Frozen):
@@ -61,6 +71,11 @@ class EvaluationScore(_Frozen):
     subject: Literal["base", "few-shot", "adapter", "predecessor", "merged"]
     value: float
     rows: int
+    low: float | None = Field(None, description="95 % interval of the value.")
+    high: float | None = None
+    p_value: float | None = Field(
+        None, ge=0, le=1, description="Two-sided and paired, row by row: the adapter against this subject."
+    )
 
 
 Sampling = Literal[
@@ -126,6 +141,25 @@ class Manifest(_Frozen):
     scores: list[EvaluationScore] = Field(default_factory=list)
     goldens: list[Golden] = Field(default_factory=list)
     serving: ServingDefaults = ServingDefaults()
+    licences: Verdict | None = Field(None, description="What the terms of base, data and teachers meant at training.")
+
+    def judge_licences(self, policy: LicencePolicy = TRAINING, *, base_licence: str | None = None) -> Verdict:
+        """Judged anew from the sources, which anybody can do; what is recorded is the maker's word.
+
+        base_licence: what is known of the base here, where that is to count instead.
+        """
+        sources = licence_sources(self.base.model, base_licence or self.base_licence, self.data)
+        return judge_licences(sources, policy, name=self.name)
+
+
+def licence_sources(base: str, base_licence: str, data: Iterable[DataLineage]) -> list[Source]:
+    """The base, each data source and each teacher, with their terms."""
+    sources = [Source(name=base, kind="base", licence=base_licence)]
+    for one in data:
+        sources.append(Source(name=one.name, kind="data", licence=one.licence, exceptions=one.exceptions))
+        if one.teacher is not None:
+            sources.append(Source(name=one.teacher.name, kind="teacher", licence=one.teacher.licence))
+    return sources
 
 
 def parse_manifest(raw: bytes | str) -> Manifest:
