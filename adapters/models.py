@@ -120,6 +120,26 @@ class VersionRow(Base):
     )
 
 
+class EvaluationRow(Base):
+    """`adapters.evaluations.Evaluation`, whole. Only ever inserted."""
+
+    __tablename__ = "adapter_evaluations"
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True, autoincrement=True)
+    tenant: Mapped[str]
+    adapter: Mapped[str]
+    version: Mapped[int]
+    created_at: Mapped[float]
+    actor: Mapped[str]
+    document: Mapped[dict[str, Any]]
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant", "adapter", "version"],
+            ["adapter_versions.tenant", "adapter_versions.adapter", "adapter_versions.version"],
+        ),
+        Index("ix_adapter_evaluations_version", "tenant", "adapter", "version"),
+    )
+
+
 class AuditRow(Base):
     """Only ever inserted. No foreign key: the record outlives what it speaks of."""
 

@@ -19,10 +19,11 @@ from adapters.alias import Alias
 from adapters.api_keys import load_secret
 from adapters.database import open_database, reading
 from adapters.errors import ConflictError, Fault, VersionNotFoundError
+from adapters.evaluations import AttachedEvaluation, Evaluation
 from adapters.manifest import Manifest, parse_manifest
-from adapters.models import AdapterRow, LimitRow, VersionRow
+from adapters.models import AdapterRow, EvaluationRow, LimitRow, VersionRow
 from adapters.names import check_name
-from adapters.promotion import Decision, PromotionPolicy, decide_promotion
+from adapters.promotion import Decision, Evidence, PromotionPolicy, decide_promotion
 from adapters.records import (
     NO_LIMITS,
     AdapterRecord,
@@ -243,35 +244,108 @@ class Registry(Tenancy):
                 require_adapter(session, tenant, name)
             return [self._version(row) for row in session.scalars(query.order_by(VersionRow.version))]
 
+    # Evaluations
+
+    def add_evaluation(
+        self, tenant: str, name: str, version: int, evaluation: Evaluation, *, actor: str = "operator"
+    ) -> AttachedEvaluation:
+        """Attach what was measured of a version; nothing of it is ever changed or removed.
+
+        Raises AdapterNotFoundError, VersionNotFoundError, and ConflictError where the content was another's.
+        """
+        with self._writing() as session:
+            _, row = require_version(session, tenant, name, version)
+            if evaluation.digest is not None and evaluation.digest != row.digest:
+                raise ConflictError(
+                    f"The evaluation is of content {evaluation.digest[:12]}, but '{name}@{version}' is {row.digest[:12]}."
+                )
+            added = EvaluationRow(
+                tenant=tenant,
+                adapter=name,
+                version=version,
+                created_at=self._clock(),
+                actor=actor,
+                document=evaluation.model_dump(mode="json", exclude_none=True),
+            )
+            session.add(added)
+            session.flush()
+            self._audit(
+                session,
+                actor,
+                "version.evaluate",
+                tenant,
+                f"{name}@{version}",
+                evaluation=added.id,
+                scores=len(evaluation.scores),
+                sheet=evaluation.sheet is not None,
+            )
+            return _attached_evaluation(added)
+
+    def evaluations(self, tenant: str, name: str, version: int | None = None) -> list[AttachedEvaluation]:
+        """Of one version or of all, the oldest first. Raises AdapterNotFoundError, VersionNotFoundError."""
+        with reading(self._engine) as session:
+            if version is None:
+                require_adapter(session, tenant, name)
+            else:
+                require_version(session, tenant, name, version)
+            return _attached(session, tenant, name, version)
+
     # Adapters and their aliases
 
     def promote(
-        self, tenant: str, name: str, version: int, *, policy: PromotionPolicy | None = None, actor: str = "operator"
+        self,
+        tenant: str,
+        name: str,
+        version: int,
+        *,
+        policy: PromotionPolicy | None = None,
+        forced: str | None = None,
+        actor: str = "operator",
     ) -> AdapterRecord:
         """Let a ready version answer to the name, if the policy allows it; either decision is recorded.
 
+        forced: why it is to be promoted whatever the policy says; recorded with what spoke against it.
         Raises ConflictError when the version is not ready, GateRefusedError with the policy's reasons.
         """
         with self._writing() as session:
             adapter, row = require_version(session, tenant, name, version)
             if row.status != VersionStatus.READY:
                 raise ConflictError(f"'{name}@{version}' is {row.status}; only a ready version can be promoted.")
-            decision = self._judge(session, adapter, row, policy) if policy is not None else Decision(True, ())
-            if decision.allowed:
+            decision = self._decide(session, adapter, row, policy)
+            if decision.allowed or forced is not None:
                 alias = alias_of(adapter).promoted(version)
-                self._move(session, adapter, alias, actor, "version.promote", passed=decision.passed)
+                because: dict[str, Any] = {}
+                if not decision.allowed:
+                    because = {"forced": forced, "against": list(decision.reasons)}
+                self._move(session, adapter, alias, actor, "version.promote", passed=decision.passed, **because)
             else:
                 reasons = list(decision.reasons)
                 self._audit(session, actor, "version.promote.refused", tenant, f"{name}@{version}", reasons=reasons)
             record = adapter_record(adapter)
-        decision.require()
+        if forced is None:
+            decision.require()
         return record
 
-    def _judge(self, session: Session, adapter: AdapterRow, row: VersionRow, policy: PromotionPolicy) -> Decision:
+    def decide(self, tenant: str, name: str, version: int, policy: PromotionPolicy) -> Decision:
+        """What the gate would say now. Nothing is recorded. Raises AdapterNotFoundError, VersionNotFoundError."""
+        with reading(self._engine) as session:
+            return self._decide(session, *require_version(session, tenant, name, version), policy)
+
+    def _decide(
+        self, session: Session, adapter: AdapterRow, row: VersionRow, policy: PromotionPolicy | None
+    ) -> Decision:
+        if policy is None:
+            return Decision(True, ())
         before = session.get(VersionRow, (row.tenant, row.adapter, adapter.production))
-        manifests = [parse_manifest(one.manifest) if one and one.manifest else None for one in (row, before)]
-        candidate, predecessor = (manifest.scores if manifest else [] for manifest in manifests)
-        return decide_promotion(candidate, policy, predecessor=predecessor)
+        predecessor = self._evidence(session, before, policy).scores if before and before is not row else ()
+        return decide_promotion(self._evidence(session, row, policy), policy, predecessor=predecessor)
+
+    def _evidence(self, session: Session, row: VersionRow, policy: PromotionPolicy) -> Evidence:
+        manifest = parse_manifest(row.manifest) if row.manifest else None
+        own = Evidence()
+        if manifest is not None:
+            own = Evidence(tuple(manifest.scores), manifest.judge_licences(policy.licence))
+        return own.joined(one.evaluation for one in _attached(session, row.tenant, row.adapter, row.version))
 
     def rollback(self, tenant: str, name: str, *, actor: str = "operator") -> AdapterRecord:
         """Back to the production version before. Raises ConflictError when there is none."""
@@ -369,13 +443,14 @@ class Registry(Tenancy):
         action: str,
         *,
         passed: Sequence[str] = (),
+        **details: Any,
     ) -> None:
-        """passed: what the gate found in its favour."""
+        """passed: what the gate found in its favour. details: what else the audit log is to keep."""
         before = adapter.production
         if alias.production != before:
             store_alias(adapter, alias)
             subject = f"{adapter.name}@{alias.production}"
-            self._audit(session, actor, action, adapter.tenant, subject, before=before, passed=list(passed))
+            self._audit(session, actor, action, adapter.tenant, subject, before=before, passed=list(passed), **details)
 
     def _reserve(self, session: Session, tenant: str, name: str) -> VersionRow:
         """The row of the next version, quarantined, with its name alive. Raises RoomError."""
@@ -439,3 +514,14 @@ class Registry(Tenancy):
         with reading(self._engine) as session:
             raw = session.scalar(query)
         return parse_manifest(raw) if raw is not None else None
+
+
+def _attached(session: Session, tenant: str, name: str, version: int | None) -> list[AttachedEvaluation]:
+    query = sa.select(EvaluationRow).where(EvaluationRow.tenant == tenant, EvaluationRow.adapter == name)
+    if version is not None:
+        query = query.where(EvaluationRow.version == version)
+    return [_attached_evaluation(row) for row in session.scalars(query.order_by(EvaluationRow.id))]
+
+
+def _attached_evaluation(row: EvaluationRow) -> AttachedEvaluation:
+    return AttachedEvaluation(row.id, row.version, row.created_at, row.actor, Evaluation.model_validate(row.document))

@@ -162,7 +162,11 @@ def planned(rate: float, seconds: float) -> Iterator[tuple[str, dict[str, Any]]]
             "at_s": second,
             "every_s": 4,
             "name": "promote",
-            "request": {"path": "/v1/adapters/churn/promote", "tenant": "acme", "json": {"version": version}},
+            "request": {
+                "path": "/v1/adapters/churn/promote",
+                "tenant": "acme",
+                "json": {"version": version, "force": True, "reason": "a benchmark of swaps"},
+            },
         }
         for second, version in ((1, 1), (3, 2))
     ]

@@ -83,7 +83,8 @@ async def measure(swaps: int, key: str, status: dict[str, Any]) -> dict[str, Any
                 for archive in track(archives[1:], description="swaps", console=Console(stderr=True)):
                     version, took_s = await upload(client, archive)
                     uploads.append(took_s)
-                    (await client.post(f"/v1/adapters/{NAME}/promote", json={"version": version})).raise_for_status()
+                    body = {"version": version, "force": True, "reason": "a benchmark of swaps"}
+                    (await client.post(f"/v1/adapters/{NAME}/promote", json=body)).raise_for_status()
                     await asyncio.sleep(1.0)
                     (await client.post(f"/v1/adapters/{NAME}/rollback")).raise_for_status()
                     await asyncio.sleep(1.0)

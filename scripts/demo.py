@@ -173,8 +173,9 @@ async def swap(told: Story) -> None:
         async with httpx.AsyncClient(
             base_url=told.url, headers={"authorization": f"Bearer {told.keys['acme']}"}
         ) as http:
+            forced = {"version": 2, "force": True, "reason": "a demonstration of swaps"}
             for _ in range(SWAPS):
-                (await http.post("/v1/adapters/colour/promote", json={"version": 2})).raise_for_status()
+                (await http.post("/v1/adapters/colour/promote", json=forced)).raise_for_status()
                 await asyncio.sleep(0.7)
                 (await http.post("/v1/adapters/colour/rollback")).raise_for_status()
                 await asyncio.sleep(0.7)

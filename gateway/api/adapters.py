@@ -1,15 +1,17 @@
 """/v1/adapters: upload, look at, promote, roll back and delete adapters. A tenant's names are its own: others' do not exist."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 
 from adapters.errors import AdapterNotFoundError, BlobError, InvalidAdapterError, VersionNotFoundError
+from adapters.evaluations import AttachedEvaluation, Evaluation
 from adapters.manifest import MANIFEST_FILE
 from adapters.names import check_name
 from adapters.peft_format import CONFIG_FILE, WEIGHTS_FILE
@@ -33,6 +35,14 @@ class Promotion(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version: int = Field(gt=0, le=10**9)
+    force: bool = False
+    reason: str | None = Field(None, min_length=3, max_length=1000)
+
+    @model_validator(mode="after")
+    def _why(self) -> Self:
+        if self.force != (self.reason is not None):
+            raise ValueError("'force' needs a 'reason', and a reason is for 'force' only")
+        return self
 
 
 class FromUpload(BaseModel):
@@ -89,8 +99,10 @@ async def list_versions(name: str, caller: CallerDep, services: ServicesDep) -> 
     tenant = caller.require(Scope.ADAPTERS_READ)
     snapshot = await services.directory.refresh()
     _record(snapshot, tenant.name, name)
+    attached = await asyncio.to_thread(services.registry.evaluations, tenant.name, name)
     return list_object(
-        version_object(version, snapshot, services) for version in reversed(_versions(snapshot, tenant.name, name))
+        version_object(version, snapshot, services) | _evaluated(version, attached)
+        for version in reversed(_versions(snapshot, tenant.name, name))
     )
 
 
@@ -98,18 +110,65 @@ async def list_versions(name: str, caller: CallerDep, services: ServicesDep) -> 
 async def get_version(name: str, number: int, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
     tenant = caller.require(Scope.ADAPTERS_READ)
     snapshot = await services.directory.refresh()
-    return version_object(_version(snapshot, tenant.name, name, number), snapshot, services)
+    version = _version(snapshot, tenant.name, name, number)
+    attached = await asyncio.to_thread(services.registry.evaluations, tenant.name, name, number)
+    return version_object(version, snapshot, services) | _evaluated(version, attached)
+
+
+@router.post("/{name}/versions/{number}/evaluations", status_code=201)
+async def attach_evaluation(
+    name: str, number: int, request: Request, caller: CallerDep, services: ServicesDep
+) -> dict[str, Any]:
+    """Attach what was measured of a version as it is served. Nothing attached is ever changed; the gate reads all of it."""
+    tenant = caller.require(Scope.ADAPTERS_WRITE)
+    evaluation = await read_json(request, Evaluation)
+    attached = await asyncio.to_thread(
+        services.registry.add_evaluation, tenant.name, name, number, evaluation, actor=caller.actor
+    )
+    return evaluation_object(attached)
+
+
+@router.get("/{name}/versions/{number}/evaluations")
+async def list_evaluations(name: str, number: int, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """Everything attached to a version, the oldest first."""
+    tenant = caller.require(Scope.ADAPTERS_READ)
+    found = await asyncio.to_thread(services.registry.evaluations, tenant.name, name, number)
+    return list_object(evaluation_object(one) for one in found)
+
+
+@router.get("/{name}/versions/{number}/gate")
+async def ask_the_gate(name: str, number: int, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
+    """What the promotion policy says of a version now, with its reasons. Nothing is recorded."""
+    tenant = caller.require(Scope.ADAPTERS_READ)
+    decision = await asyncio.to_thread(services.registry.decide, tenant.name, name, number, services.promotion_policy)
+    return {
+        "object": "adapter.gate",
+        "id": f"{name}@{number}",
+        "allowed": decision.allowed,
+        "reasons": list(decision.reasons),
+        "passed": list(decision.passed),
+    }
 
 
 @router.post("/{name}/promote")
 async def promote(name: str, request: Request, caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
-    """Let the version of the body's `version` answer to the name. It is loaded first, so that no request waits for that."""
+    """Let the version of the body's `version` answer to the name. It is loaded first, so that no request waits for that.
+
+    `force` with a `reason` passes a gate that says no; both go into the audit log.
+    """
     tenant = caller.require(Scope.ADAPTERS_WRITE)
-    number = (await read_json(request, Promotion)).version
+    wanted = await read_json(request, Promotion)
+    number = wanted.version
     snapshot = await services.directory.refresh()
     await _warm(services, _version(snapshot, tenant.name, name, number))
     record = await asyncio.to_thread(
-        services.registry.promote, tenant.name, name, number, policy=services.promotion_policy, actor=caller.actor
+        services.registry.promote,
+        tenant.name,
+        name,
+        number,
+        policy=services.promotion_policy,
+        forced=wanted.reason,
+        actor=caller.actor,
     )
     return adapter_object(record, await services.directory.refresh(), services)
 
@@ -179,6 +238,33 @@ def version_object(version: AdapterVersion, snapshot: Snapshot, services: Servic
         "warnings": list(version.warnings),
         "faults": [fault.as_dict() for fault in version.faults],
         "probe": dict(version.probe) if version.probe is not None else None,
+    }
+
+
+def _evaluated(version: AdapterVersion, attached: Sequence[AttachedEvaluation]) -> dict[str, Any]:
+    """What was attached to the version: when, by whom, on which tasks. All of it: GET …/evaluations."""
+    return {
+        "evaluations": [
+            {
+                "id": f"eval-{one.id}",
+                "created_at": int(one.created_at),
+                "created_by": one.actor,
+                "tasks": sorted({score.task for score in one.evaluation.scores}),
+                "sheet": one.evaluation.sheet is not None,
+            }
+            for one in attached
+            if one.version == version.version
+        ]
+    }
+
+
+def evaluation_object(attached: AttachedEvaluation) -> dict[str, Any]:
+    return {
+        "id": f"eval-{attached.id}",
+        "object": "adapter.evaluation",
+        "created_at": int(attached.created_at),
+        "created_by": attached.actor,
+        **attached.evaluation.model_dump(mode="json"),
     }
 
 

@@ -115,16 +115,26 @@ def list_adapters(
 
 def promote(
     reference: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="Such as support@2.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote it although the gate says no. Needs --reason.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="Why; it goes into the audit log.", show_default=False)] = None,
     tenant: TenantOption = None,
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Let a version answer to the name. Running requests end on the version they began with."""
+    """Let a version answer to the name. Running requests end on the version they began with.
+
+    Refused without an evaluation that passes the promotion policy: lorikeet eval CONFIG --model NAME@VERSION --attach
+    """
+    if force != bool(reason):
+        raise typer.BadParameter("--force and --reason TEXT belong together", param_hint="--force")
     parsed = parse_reference(reference)
     if parsed is None or parsed.version is None:
         raise typer.BadParameter("write the adapter and its version, such as support@2", param_hint="NAME@VERSION")
     with tenant_client(Settings(), key, parsed.tenant or tenant) as client:
-        adapter = client.post(f"/v1/adapters/{parsed.name}/promote", {"version": parsed.version}, timeout_s=300)
+        body = {"version": parsed.version} | ({"force": True, "reason": reason} if force else {})
+        adapter = client.post(f"/v1/adapters/{parsed.name}/promote", body, timeout_s=300)
     report_move(parsed.name, adapter, json=json)
 
 

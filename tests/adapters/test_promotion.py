@@ -1,5 +1,6 @@
 """The promotion gate."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,8 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.errors import AdapterError, GateRefusedError
+from adapters.evaluations import Evaluation, JudgeCalibration, SheetSignature
+from adapters.licences import Source, judge_licences
 from adapters.manifest import EvaluationScore
-from adapters.promotion import PromotionPolicy, Rule, decide_promotion, load_policy
+from adapters.promotion import (
+    Decision,
+    Evidence,
+    JudgePolicy,
+    PromotionPolicy,
+    Rule,
+    SheetPolicy,
+    load_policy,
+)
+from adapters.promotion import decide_promotion as decide_by_evidence
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "promotion.yaml"
 SUBJECTS: tuple[Literal["base", "few-shot", "adapter"], ...] = ("base", "few-shot", "adapter")
@@ -23,6 +35,12 @@ def score(
 
 def measured(base: float, few_shot: float, adapter: float, **fields: Any) -> list[EvaluationScore]:
     return [score(subject, value, **fields) for subject, value in zip(SUBJECTS, (base, few_shot, adapter), strict=True)]
+
+
+def decide_promotion(
+    scores: Sequence[EvaluationScore], policy: PromotionPolicy, *, predecessor: Sequence[EvaluationScore] = ()
+) -> Decision:
+    return decide_by_evidence(Evidence(tuple(scores)), policy, predecessor=predecessor)
 
 
 def policy(**fields: Any) -> PromotionPolicy:
@@ -130,3 +148,92 @@ def test_a_policy_with_unknown_fields_names_them(tmp_path: Path) -> None:
         load_policy(path)
     with pytest.raises(AdapterError, match="cannot be read"):
         load_policy(tmp_path / "missing.yaml")
+
+
+def paired(base: float, adapter: float, p: float, **fields: Any) -> list[EvaluationScore]:
+    return [score("adapter", adapter, **fields), score("base", base, **fields).model_copy(update={"p_value": p})]
+
+
+def test_a_paired_test_decides_instead_of_the_noise_of_unpaired_rows() -> None:
+    gate = policy(margins={"base": 0.0})
+    assert decide_promotion(paired(0.70, 0.75, 0.02), gate).allowed
+    refused = decide_promotion(paired(0.70, 0.75, 0.3), gate)
+    assert refused.reasons == (
+        "reuters accuracy: 0.750 against 0.700 of base, +0.050 where +0.000 is needed, but it may be chance "
+        "(paired p = 0.3).",
+    )
+
+
+def test_what_is_lost_by_chance_is_excused_and_what_is_lost_for_sure_is_not() -> None:
+    gate = policy(margins={"base": -0.05}, significant=True)
+    assert decide_promotion(paired(0.80, 0.70, 0.2), gate).allowed
+    assert not decide_promotion(paired(0.80, 0.70, 0.01), gate).allowed
+    assert decide_promotion(paired(0.80, 0.76, 0.01), gate).allowed
+
+
+def test_a_margin_that_is_just_kept_is_kept() -> None:
+    assert decide_promotion(paired(1.0, 0.98, 0.5), policy(margins={"base": -0.02})).allowed
+
+
+def test_what_the_policy_requires_has_to_be_measured() -> None:
+    gate = PromotionPolicy(rules=(Rule(task="forgetting*", required=True), Rule()))
+    assert decide_promotion([score("adapter", 0.9)], gate).reasons == (
+        "Nothing was measured of forgetting* *, which the policy requires.",
+    )
+    assert decide_promotion([score("adapter", 0.9), score("adapter", 1.0, task="forgetting-mmlu")], gate).allowed
+
+
+def calibration(**changes: Any) -> JudgeCalibration:
+    fields = {"judge": "gpt", "labels": 100, "agreement": 0.9, "kappa": 0.8, "position_flips": 0.05}
+    return JudgeCalibration(rubric_sha256="0" * 64, **{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("judge", "allowed"),
+    [
+        (None, True),
+        (calibration(), False),
+        (calibration(labels=10), True),
+        (calibration(agreement=0.7), True),
+        (calibration(kappa=0.3), True),
+        (calibration(position_flips=0.5), True),
+    ],
+)
+def test_a_judge_that_people_do_not_agree_with_does_not_gate(judge: JudgeCalibration | None, allowed: bool) -> None:
+    gate = PromotionPolicy(rules=(Rule(limit=0.5),), judge=JudgePolicy())
+    scores = (score("adapter", 0.9), score("adapter", 0.1, metric="judge_win_rate"))
+    decision = decide_by_evidence(Evidence(scores, judge=judge), gate)
+    assert decision.allowed is allowed
+    assert any("judge" in sentence for sentence in (*decision.reasons, *decision.passed))
+
+
+def signature(**changes: Any) -> SheetSignature:
+    fields = {"rows": 50, "good": 49, "bad": 1, "signed_by": "ann", "signed_at": 1, "sheet_sha256": "0" * 64}
+    return SheetSignature.model_validate({**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("sheet", "allowed"),
+    [(None, False), (signature(), True), (signature(good=10), False), (signature(good=30, bad=20), False)],
+)
+def test_a_policy_may_ask_for_a_sheet_that_was_read_and_found_good(sheet: SheetSignature | None, allowed: bool) -> None:
+    gate = PromotionPolicy(unevaluated="allow", sheet=SheetPolicy(required=True))
+    assert decide_by_evidence(Evidence(sheet=sheet), gate).allowed is allowed
+
+
+def test_licences_that_block_refuse_whatever_the_scores_say() -> None:
+    sources = [
+        Source(name="base", kind="base", licence="Apache-2.0"),
+        Source(name="rows", kind="data", licence="who knows"),
+    ]
+    gate = PromotionPolicy(unevaluated="allow")
+    refused = decide_by_evidence(Evidence(licences=judge_licences(sources, gate.licence)), gate)
+    assert "Licence of rows" in "".join(refused.reasons)
+    assert decide_by_evidence(Evidence(licences=judge_licences(sources[:1], gate.licence)), gate).allowed
+
+
+def test_a_later_evaluation_replaces_the_scores_of_an_earlier_one() -> None:
+    first, later = (Evaluation(model="support@1", scores=[score("adapter", value)]) for value in (0.9, 0.2))
+    evidence = Evidence((score("adapter", 0.5),)).joined([first, later])
+    assert not decide_by_evidence(evidence, policy(limit=0.6)).allowed
+    assert decide_by_evidence(Evidence().joined([later, first]), policy(limit=0.6)).allowed

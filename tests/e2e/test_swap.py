@@ -97,7 +97,8 @@ async def test_ten_swaps_under_eight_streams_drop_nothing_and_mix_nothing(
                 group.create_task(listen(client))
             for number in range(SWAPS):
                 version = await push(client, another(voices[2], number))
-                await client.post("/adapters/colour/promote", cast_to=object, body={"version": version})
+                body = {"version": version, "force": True, "reason": "a test of swaps"}
+                await client.post("/adapters/colour/promote", cast_to=object, body=body)
                 await asyncio.sleep(1)
                 await client.post("/adapters/colour/rollback", cast_to=object)
                 await asyncio.sleep(1)

@@ -19,6 +19,8 @@ from tests.gateway.conftest import Gateway, listening, running_gateway
 
 WAIT = {"wait": "true"}
 
+FORCED = {"force": True, "reason": "nothing was measured"}  # the gate has tests of its own
+
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_base: Path) -> Path:
@@ -141,7 +143,7 @@ async def test_promote_and_roll_back_move_the_name(acme: httpx.AsyncClient, tmp_
     for seed in (1, 2):
         await push(acme, make_adapter(tmp_path / str(seed), tiny_base, seed=seed))
     assert (await acme.get("/v1/adapters/support")).json()["production"] == 1
-    promoted = await acme.post("/v1/adapters/support/promote", json={"version": 2})
+    promoted = await acme.post("/v1/adapters/support/promote", json={"version": 2, **FORCED})
     assert (promoted.json()["production"], promoted.json()["previous"]) == (2, 1)
     rolled_back = await acme.post("/v1/adapters/support/rollback")
     assert rolled_back.json()["production"] == 1
@@ -157,7 +159,7 @@ async def test_a_promoted_version_is_loaded_before_its_first_request(
     gateway.engine.voices.clear()
     for replica in gateway.services.fleet.replicas:
         await replica.residency.reconcile()
-    await acme.post("/v1/adapters/support/promote", json={"version": 2})
+    await acme.post("/v1/adapters/support/promote", json={"version": 2, **FORCED})
     assert any("support@2" in name for name in gateway.engine.voices)
 
 
