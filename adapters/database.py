@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 
 from adapters.errors import DatabaseError, InvalidValueError
 
-HEAD = "0005"  # newest migration; a test compares it with adapters/migrations
+HEAD = "0006"  # newest migration; a test compares it with adapters/migrations
 BUSY_TIMEOUT_S = 30  # how long a writer waits for another process on the same SQLite file
 _MIGRATION_LOCK = 7_205_759_403  # any constant: Postgres' advisory lock that lets one process migrate at a time
+_TURN_LOCK = 7_205_759_404  # another one: for writers whose decision rests on several rows
 _BUGS = (sa_exc.IntegrityError, sa_exc.ProgrammingError)  # ours: nothing an operator could mend
 _UNAVAILABLE = (sa_exc.DatabaseError, sa_exc.InterfaceError, sa_exc.TimeoutError)
 
@@ -57,6 +58,12 @@ def writing(engine: sa.Engine) -> Iterator[Session]:
     options = {"lorikeet_write": True}
     with _said_plainly(engine), Session(engine.execution_options(**options)) as session, session.begin():
         yield session
+
+
+def take_turns(session: Session) -> None:
+    """Until this write transaction ends no other gets past the same call. On SQLite they take turns by themselves."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(sa.select(sa.func.pg_advisory_xact_lock(_TURN_LOCK)))
 
 
 def _target(url: str) -> URL:

@@ -7,11 +7,15 @@ AdapterError
 │   ├── AdapterNotFoundError     no such adapter, or not the caller's to see
 │   ├── VersionNotFoundError
 │   ├── TenantNotFoundError
-│   └── KeyNotFoundError
+│   ├── KeyNotFoundError
+│   ├── StoredFileNotFoundError  no such file of the tenant, or it has expired
+│   └── JobNotFoundError         no such fine-tuning job of the tenant
 ├── InvalidNameError         a name outside the grammar of `adapters.names`
 ├── InvalidLimitError        a limit that its subject cannot have, or that is no limit
 ├── InvalidScopesError       a key with neither a tenant nor the scope admin, or with both
 ├── InvalidValueError        a value the database cannot hold, such as a NUL character
+├── InvalidFileError         a file that cannot be trained on; carries the line
+├── JobQuotaError            the tenant has as many jobs waiting as it may
 ├── ConflictError            the state of the registry forbids the change (name taken, no version to roll back to …)
 │   └── RoomError                the tenant's adapters or stored bytes are used up
 ├── GateRefusedError         a promotion the policy does not allow; carries its reasons
@@ -83,6 +87,31 @@ class TenantNotFoundError(NotFoundError):
 class KeyNotFoundError(NotFoundError):
     def __init__(self, key_id: str) -> None:
         super().__init__(f"There is no API key '{key_id}'.")
+
+
+class StoredFileNotFoundError(NotFoundError):
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"There is no file '{file_id}', or it has expired.")
+
+
+class JobNotFoundError(NotFoundError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"There is no job '{job_id}'.")
+
+
+class InvalidFileError(AdapterError):
+    """A file that cannot be trained on. line: the first wrong one, counted from 1; 0 for the file as a whole."""
+
+    def __init__(self, line: int, fault: str) -> None:
+        self.line = line
+        super().__init__(f"Line {line}: {fault}" if line else fault)
+
+
+class JobQuotaError(AdapterError):
+    def __init__(self, tenant: str, most: int) -> None:
+        super().__init__(
+            f"The tenant '{tenant}' may have {most} jobs waiting, and has. Cancel one, or wait for one to start."
+        )
 
 
 class InvalidNameError(AdapterError):

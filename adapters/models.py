@@ -70,6 +70,8 @@ class LimitRow(Base):
     max_in_flight: Mapped[int | None] = mapped_column(BigInteger)
     max_adapters: Mapped[int | None] = mapped_column(BigInteger)
     max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_running_jobs: Mapped[int | None] = mapped_column(BigInteger)
+    max_queued_jobs: Mapped[int | None] = mapped_column(BigInteger)
     monthly_budget: Mapped[float | None]
 
 
@@ -153,11 +155,49 @@ class AuditRow(Base):
     details: Mapped[dict[str, Any]]
 
 
+class ModelNameRow(Base):
+    """A name that means one version for good, beside `adapter@version`: what a fine-tuning job's result is called."""
+
+    __tablename__ = "model_names"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    adapter: Mapped[str]
+    version: Mapped[int]
+    step: Mapped[int | None]  # of a checkpoint, which is called by name alone and never goes into production by itself
+    created_at: Mapped[float]
+    changed: Mapped[int] = mapped_column(BigInteger, index=True, default=_COUNTER, onupdate=_COUNTER)
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant", "adapter", "version"],
+            ["adapter_versions.tenant", "adapter_versions.adapter", "adapter_versions.version"],
+        ),
+        Index("ix_model_names_version", "tenant", "adapter", "version"),
+    )
+
+
+class FileRow(Base):
+    """What a tenant has uploaded to train on. Deleted with its bytes; the audit log remembers it."""
+
+    __tablename__ = "files"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    digest: Mapped[str] = mapped_column(index=True)
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    rows: Mapped[int | None]
+    form: Mapped[str | None]
+    stored: Mapped[bool]  # False until its bytes are all there
+
+
 class JobRow(Base):
     __tablename__ = "jobs"
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
     kind: Mapped[str]
+    base: Mapped[str] = mapped_column(default="")
     spec: Mapped[dict[str, Any]]
     status: Mapped[str] = mapped_column(index=True)
     created_at: Mapped[float]
@@ -168,8 +208,34 @@ class JobRow(Base):
     attempts: Mapped[int]
     progress: Mapped[dict[str, Any]]
     result: Mapped[dict[str, Any] | None]
-    error: Mapped[str | None]
+    failure: Mapped[dict[str, Any] | None]
     cancel_requested: Mapped[bool]
+    pause_requested: Mapped[bool]
+
+
+class JobEventRow(Base):
+    """Only ever inserted. key: tells a repetition, of a worker that does over what another had done, from news."""
+
+    __tablename__ = "job_events"
+    id: Mapped[int] = mapped_column(_SERIAL, primary_key=True, autoincrement=True)
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    key: Mapped[str]
+    created_at: Mapped[float]
+    level: Mapped[str]
+    type: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any] | None]
+    __table_args__ = (Index("uq_job_events_key", "job", "key", unique=True), Index("ix_job_events_id", "job", "id"))
+
+
+class JobCheckpointRow(Base):
+    __tablename__ = "job_checkpoints"
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    id: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[float]
+    model: Mapped[str]
+    metrics: Mapped[dict[str, Any]]
 
 
 class UsageRow(Base):

@@ -94,6 +94,8 @@ class Limits:
     max_in_flight: int | None = None  # requests open at once
     max_adapters: int | None = None  # tenants only
     max_stored_bytes: int | None = None  # tenants only
+    max_running_jobs: int | None = None  # tenants only
+    max_queued_jobs: int | None = None  # tenants only
     monthly_budget: float | None = None  # tenants and keys; in the currency of the gateway's prices, per calendar month
 
     def or_else(self, defaults: "Limits") -> "Limits":
@@ -149,6 +151,17 @@ class AdapterVersion:
 
 
 @dataclass(frozen=True)
+class ModelName:
+    """A name beside `adapter@version` that means one version for good."""
+
+    name: str
+    tenant: str
+    adapter: str
+    version: int
+    step: int | None  # of a checkpoint: called by name alone, not listed among the models
+
+
+@dataclass(frozen=True)
 class AdapterRecord:
     """A name a tenant owns, and which of its versions answers to it."""
 
@@ -197,3 +210,4 @@ class Snapshot:
     adapters: Mapping[tuple[str, str], AdapterRecord]
     versions: Mapping[tuple[str, str, int], AdapterVersion]
     limits: Mapping[LimitSubject, Limits] = field(default_factory=dict)
+    names: Mapping[str, "ModelName"] = field(default_factory=dict)  # of fine-tuning jobs' results

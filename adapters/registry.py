@@ -21,8 +21,8 @@ from adapters.database import open_database, reading
 from adapters.errors import ConflictError, Fault, VersionNotFoundError
 from adapters.evaluations import AttachedEvaluation, Evaluation
 from adapters.manifest import Manifest, parse_manifest
-from adapters.models import AdapterRow, EvaluationRow, LimitRow, VersionRow
-from adapters.names import check_name
+from adapters.models import AdapterRow, EvaluationRow, ModelNameRow, VersionRow
+from adapters.names import TunedName, check_name
 from adapters.promotion import Decision, Evidence, PromotionPolicy, decide_promotion
 from adapters.records import (
     NO_LIMITS,
@@ -34,6 +34,7 @@ from adapters.records import (
     LimitKind,
     Limits,
     LimitSubject,
+    ModelName,
     Scope,
     Snapshot,
     Tenant,
@@ -45,7 +46,6 @@ from adapters.rows import (
     all_versions,
     find_reserved,
     forget_limits,
-    limits_record,
     live_versions,
     placeholder_digest,
     require_adapter,
@@ -54,6 +54,7 @@ from adapters.rows import (
     require_tenant,
     require_version,
     store_alias,
+    tenant_limits,
     version_record,
 )
 from adapters.snapshots import read_counter, read_snapshot
@@ -68,6 +69,7 @@ __all__ = [
     "LimitKind",
     "LimitSubject",
     "Limits",
+    "ModelName",
     "Registry",
     "Scope",
     "Snapshot",
@@ -141,23 +143,26 @@ class Registry(Tenancy):
         manifest: Manifest | None = None,
         warnings: Sequence[str] = (),
         reserved: AdapterVersion | None = None,
+        model_name: TunedName | None = None,
         actor: str = "operator",
     ) -> tuple[AdapterVersion, bool]:
         """The new version, validated, and True; or the one with the same content under this name, and False.
 
         reserved: the quarantined version that becomes the new one, or goes where there is one with this content. Raises
-        ConflictError when it went meanwhile.
+        ConflictError when it went meanwhile. model_name: another name of the version; one that is taken stays where it is,
+        and what it means is returned, whatever the content.
         """
         check_name(name)
         with self._writing() as session:
             require_tenant(session, tenant)
-            same = session.scalar(
+            same = self._named(session, model_name) or session.scalar(
                 live_versions(tenant, name).where(VersionRow.digest == digest, VersionRow.base == base)
             )
             row = find_reserved(session, reserved) if reserved is not None else None
             if same is not None:
                 if row is not None:
                     self._release(session, row)
+                self._name(session, same, model_name)
                 return self._version(same), False
             if row is None:
                 if reserved is not None:
@@ -174,6 +179,7 @@ class Registry(Tenancy):
             row.files, row.warnings = dict(files), list(warnings)
             row.serving = serving or None
             row.manifest = manifest.model_dump_json() if manifest else None
+            self._name(session, row, model_name)
             self._audit(session, actor, "version.add", tenant, f"{name}@{row.version}", digest=digest)
             return self._version(row), True
 
@@ -190,7 +196,8 @@ class Registry(Tenancy):
     ) -> AdapterVersion:
         """Move a version along its way; setting the status it has only records the probe.
 
-        The first ready version of a name goes into production here. Raises ConflictError for a step not in NEXT_STATUS.
+        The first ready version of a name goes into production here, unless it is a checkpoint. Raises ConflictError for a step
+        not in NEXT_STATUS.
         """
         with self._writing() as session:
             adapter, row = require_version(session, tenant, name, version)
@@ -201,7 +208,7 @@ class Registry(Tenancy):
             if probe is not None:
                 row.probe = dict(probe)
             self._audit(session, actor, f"version.{status}", tenant, f"{name}@{version}", faults=len(faults))
-            if status is VersionStatus.READY and adapter.production is None:
+            if status is VersionStatus.READY and adapter.production is None and not self._checkpoint(session, row):
                 self._move(session, adapter, alias_of(adapter).promoted(version), actor, "version.promote")
             return self._version(row)
 
@@ -213,7 +220,11 @@ class Registry(Tenancy):
         with self._writing() as session:
             adapter, row = require_version(session, tenant, name, version)
             others = [other for other in session.scalars(live_versions(tenant, name)) if other is not row]
-            ready = [other.version for other in others if other.status == VersionStatus.READY]
+            ready = [
+                other.version
+                for other in others
+                if other.status == VersionStatus.READY and not self._checkpoint(session, other)
+            ]
             if adapter.production == version and ready:
                 raise ConflictError(
                     f"'{name}@{version}' is in production. Promote another version first, such as {name}@{max(ready)}, "
@@ -486,6 +497,38 @@ class Registry(Tenancy):
         if session.scalar(live_versions(row.tenant, row.adapter).limit(1)) is None:
             self._free_name(session, require_adapter(session, row.tenant, row.adapter))
 
+    def _named(self, session: Session, model_name: TunedName | None) -> VersionRow | None:
+        """The live version that has the name already."""
+        found = session.get(ModelNameRow, str(model_name)) if model_name is not None else None
+        row = session.get(VersionRow, (found.tenant, found.adapter, found.version)) if found is not None else None
+        return row if row is not None and row.status != VersionStatus.RETIRED else None
+
+    def _name(self, session: Session, row: VersionRow, model_name: TunedName | None) -> None:
+        if model_name is None:
+            return
+        session.flush()
+        session.merge(
+            ModelNameRow(
+                name=str(model_name),
+                tenant=row.tenant,
+                adapter=row.adapter,
+                version=row.version,
+                step=model_name.step,
+                created_at=self._clock(),
+            )
+        )
+
+    def _checkpoint(self, session: Session, row: VersionRow) -> bool:
+        """Whether the version is known by names of checkpoints only. They never go into production by themselves."""
+        steps = session.scalars(
+            sa.select(ModelNameRow.step).where(
+                ModelNameRow.tenant == row.tenant,
+                ModelNameRow.adapter == row.adapter,
+                ModelNameRow.version == row.version,
+            )
+        ).all()
+        return bool(steps) and None not in steps
+
     def _retire(self, session: Session, adapter: AdapterRow, actor: str) -> list[VersionRow]:
         retired = list(session.scalars(live_versions(adapter.tenant, adapter.name)))
         for row in retired:
@@ -495,8 +538,7 @@ class Registry(Tenancy):
         return retired
 
     def _tenant_limits(self, session: Session, tenant: str) -> Limits:
-        row = session.get(LimitRow, (LimitKind.TENANT.value, tenant, ""))
-        return limits_record(row).or_else(self._default_limits)
+        return tenant_limits(session, tenant, self._default_limits)
 
     def _free_name(self, session: Session, adapter: AdapterRow) -> None:
         adapter.shared_with = []

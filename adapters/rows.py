@@ -20,7 +20,7 @@ from adapters.errors import (
     VersionNotFoundError,
 )
 from adapters.manifest import Manifest, ServingDefaults
-from adapters.models import AdapterRow, KeyRow, LimitRow, TenantRow, VersionRow
+from adapters.models import AdapterRow, FileRow, KeyRow, LimitRow, ModelNameRow, TenantRow, VersionRow
 from adapters.records import (
     NO_LIMITS,
     NO_SERVING_DEFAULTS,
@@ -30,6 +30,7 @@ from adapters.records import (
     LimitKind,
     Limits,
     LimitSubject,
+    ModelName,
     Scope,
     Tenant,
     VersionStatus,
@@ -93,6 +94,14 @@ def limit_subject(row: LimitRow) -> LimitSubject:
 
 def limits_record(row: LimitRow | None) -> Limits:
     return Limits(**{one.name: getattr(row, one.name) for one in fields(Limits)}) if row is not None else NO_LIMITS
+
+
+def model_name(row: ModelNameRow) -> ModelName:
+    return ModelName(row.name, row.tenant, row.adapter, row.version, row.step)
+
+
+def tenant_limits(session: Session, tenant: str, defaults: Limits) -> Limits:
+    return limits_record(session.get(LimitRow, (LimitKind.TENANT.value, tenant, ""))).or_else(defaults)
 
 
 def placeholder_digest() -> str:
@@ -167,15 +176,16 @@ def require_adapter_room(session: Session, tenant: str, most: int | None) -> Non
 
 
 def require_byte_room(session: Session, tenant: str, size_bytes: int, most: int | None) -> None:
-    """Raises RoomError when the tenant's versions and `size_bytes` more are above `most`."""
+    """Raises RoomError when the tenant's versions and files, and `size_bytes` more, are above `most`."""
     if most is None:
         return
-    live = sa.select(sa.func.coalesce(sa.func.sum(VersionRow.size_bytes), 0)).where(
+    versions = sa.select(sa.func.coalesce(sa.func.sum(VersionRow.size_bytes), 0)).where(
         VersionRow.tenant == tenant, VersionRow.status != VersionStatus.RETIRED.value
     )
-    stored = int(session.scalars(live).one())
+    files = sa.select(sa.func.coalesce(sa.func.sum(FileRow.size_bytes), 0)).where(FileRow.tenant == tenant)
+    stored = int(session.scalars(versions).one()) + int(session.scalars(files).one())
     if stored + size_bytes > most:
         raise RoomError(
-            f"The tenant '{tenant}' may store {most:,} bytes, holds {stored:,}, and this version has {size_bytes:,}. "
-            "Delete versions first."
+            f"The tenant '{tenant}' may store {most:,} bytes, holds {stored:,}, and this has {size_bytes:,}. "
+            "Delete versions or files first."
         )

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from adapters.models import AdapterRow, ChangeRow, KeyRow, LimitRow, TenantRow, VersionRow
+from adapters.models import AdapterRow, ChangeRow, KeyRow, LimitRow, ModelNameRow, TenantRow, VersionRow
 from adapters.records import Snapshot, VersionStatus
 from adapters.rows import (
     ManifestLoader,
@@ -11,6 +11,7 @@ from adapters.rows import (
     key_record,
     limit_subject,
     limits_record,
+    model_name,
     tenant_record,
     version_record,
 )
@@ -29,10 +30,10 @@ def read_snapshot(session: Session, load_manifest: ManifestLoader, last: Snapsho
     if last is not None and last.counter == counter:
         return last
     since = -1
-    adapters, versions = {}, {}
+    adapters, versions, names = {}, {}, {}
     if last is not None and last.counter < counter:  # a lower counter is a restored backup: read everything
         since = last.counter
-        adapters, versions = dict(last.adapters), dict(last.versions)
+        adapters, versions, names = dict(last.adapters), dict(last.versions), dict(last.names)
     for adapter in session.scalars(sa.select(AdapterRow).where(AdapterRow.changed > since)):
         adapters[adapter.tenant, adapter.name] = adapter_record(adapter)
         if adapter.deleted_at is not None:
@@ -43,6 +44,9 @@ def read_snapshot(session: Session, load_manifest: ManifestLoader, last: Snapsho
             versions.pop((row.tenant, row.adapter, row.version), None)
         else:
             versions[row.tenant, row.adapter, row.version] = version_record(row, load_manifest)
+    for named in session.scalars(sa.select(ModelNameRow).where(ModelNameRow.changed > since)):
+        names[named.name] = model_name(named)
+    names = {name: one for name, one in names.items() if (one.tenant, one.adapter, one.version) in versions}
     everybody = session.scalars(sa.select(TenantRow)).all()
     tenants = {row.name: tenant_record(row) for row in everybody if row.archived_at is None}
     if len(tenants) < len(everybody):  # what archived ones own goes with them
@@ -55,5 +59,6 @@ def read_snapshot(session: Session, load_manifest: ManifestLoader, last: Snapsho
         keys={row.hash: key_record(row) for row in keys if row.tenant is None or row.tenant in tenants},
         adapters=adapters,
         versions=versions,
+        names={name: one for name, one in names.items() if one.tenant in tenants},
         limits={limit_subject(row): limits_record(row) for row in session.scalars(sa.select(LimitRow))},
     )

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import AdapterError
-from gateway.api import adapters, health, metrics, models, organization, uploads, usage
+from gateway.api import adapters, files, fine_tuning, health, metrics, models, organization, uploads, usage
 from gateway.api.generation import ENDPOINTS, GenerationEndpoint
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, InvalidRequestError, error_body, error_headers, error_object_for
@@ -22,6 +22,8 @@ from gateway.services import MakeHost, open_services, services_of
 from gateway.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+IDEMPOTENT = ("/v1/adapters", "/v1/uploads", "/v1/files", "/v1/fine_tuning", "/v1/organization")
 
 
 class RequestId:
@@ -95,6 +97,8 @@ def create_app(settings: Settings | None = None, make_host: MakeHost | None = No
         models.router,
         adapters.router,
         uploads.router,
+        files.router,
+        fine_tuning.router,
         usage.router,
         organization.router,
     ):
@@ -104,7 +108,7 @@ def create_app(settings: Settings | None = None, make_host: MakeHost | None = No
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_error)
-    app.add_middleware(Idempotency, prefixes=("/v1/adapters", "/v1/uploads", "/v1/organization"))
+    app.add_middleware(Idempotency, prefixes=IDEMPOTENT)
     app.add_middleware(NoNewWork, drain=drain)
     app.add_middleware(RequestId)
     return app

@@ -194,6 +194,10 @@ ERROR_OBJECTS: dict[type[Exception], ErrorObject] = {
     adapter_errors.VersionNotFoundError: ErrorObject(404, INVALID, "model_not_found"),
     adapter_errors.TenantNotFoundError: ErrorObject(404, INVALID, "project_not_found"),
     adapter_errors.KeyNotFoundError: ErrorObject(404, INVALID, "key_not_found"),
+    adapter_errors.StoredFileNotFoundError: ErrorObject(404, INVALID, "file_not_found"),
+    adapter_errors.JobNotFoundError: ErrorObject(404, INVALID, "fine_tuning_job_not_found"),
+    adapter_errors.InvalidFileError: ErrorObject(400, INVALID, "invalid_file"),
+    adapter_errors.JobQuotaError: ErrorObject(429, "insufficient_quota", "job_quota_exceeded", retry=False),
     adapter_errors.InvalidNameError: ErrorObject(400, INVALID, "invalid_name"),
     adapter_errors.InvalidLimitError: ErrorObject(400, INVALID, "invalid_limit"),
     adapter_errors.InvalidScopesError: ErrorObject(400, INVALID, "invalid_scopes"),
@@ -245,6 +249,8 @@ ERROR_OBJECTS: dict[type[Exception], ErrorObject] = {
     OverloadedError: ErrorObject(503, "service_unavailable_error", "server_is_overloaded"),
 }
 
+PARAMS = {"model_not_found": "model", "invalid_file": "file"}  # what these codes always speak of
+
 UNKNOWN = ErrorObject(
     500, SERVER, "internal_error", retry=False, said="The server had an error while processing your request."
 )
@@ -266,11 +272,13 @@ def error_body(exc: BaseException) -> dict[str, Any]:
     error: dict[str, Any] = {
         "message": found.said or str(exc),
         "type": getattr(exc, "type", found.type),
-        "param": "model" if found.code == "model_not_found" else getattr(exc, "param", None),
+        "param": PARAMS.get(found.code) or getattr(exc, "param", None),
         "code": getattr(exc, "code", found.code),
     }
     if isinstance(exc, adapter_errors.InvalidAdapterError):
         error["faults"] = [fault.as_dict() for fault in exc.faults]
+    if isinstance(exc, adapter_errors.InvalidFileError) and exc.line:
+        error["line"] = exc.line
     if isinstance(exc, adapter_errors.GateRefusedError):
         error["reasons"] = list(exc.reasons)
     return {"error": error}

@@ -24,10 +24,11 @@ WRITE_BYTES = 1024 * 1024  # gathered before one trip to a thread
 
 @dataclass(frozen=True)
 class Form:
-    """What was sent: text fields, and the files on disk under the name of their field."""
+    """What was sent: text fields, and the files on disk under the name of their field, with what the client calls them."""
 
     fields: Mapping[str, str]
     files: Mapping[str, Path]
+    filenames: Mapping[str, str]
 
 
 async def receive_form(request: Request, into: Path, *, files: Collection[str], max_bytes: int) -> Form:
@@ -50,7 +51,8 @@ async def receive_form(request: Request, into: Path, *, files: Collection[str], 
             raise InvalidRequestError(f"The multipart body is broken: {exc}", code="invalid_multipart") from exc
         except ClientDisconnect as exc:
             raise InvalidRequestError("The upload was broken off before its end.", code="incomplete_body") from exc
-    return Form({name: raw.decode("utf-8", "replace") for name, raw in receiver.fields.items()}, receiver.paths)
+    fields = {name: raw.decode("utf-8", "replace") for name, raw in receiver.fields.items()}
+    return Form(fields, receiver.paths, receiver.filenames)
 
 
 async def _feed(receiver: "_Receiver", boundary: bytes, chunks: AsyncIterator[bytes], max_bytes: int) -> None:
@@ -77,6 +79,7 @@ class _Receiver:
     opened: ExitStack
     fields: dict[str, bytearray] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
+    filenames: dict[str, str] = field(default_factory=dict)
     waiting_bytes: int = 0
     ended: bool = False
     _waiting: list[tuple[str, bytes]] = field(default_factory=list)
@@ -115,7 +118,8 @@ class _Receiver:
         self._value.clear()
 
     def _end_headers(self) -> None:
-        name = parse_options_header(self._disposition)[1].get(b"name", b"").decode("utf-8", "replace")
+        options = parse_options_header(self._disposition)[1]
+        name = options.get(b"name", b"").decode("utf-8", "replace")
         if not name:
             raise InvalidRequestError("A part of the multipart body has no name.", code="invalid_multipart")
         if name in self.fields or name in self.paths:
@@ -125,6 +129,7 @@ class _Receiver:
         self._part = name
         if name in self.wanted:
             self.paths[name] = self.into / name
+            self.filenames[name] = options.get(b"filename", b"").decode("utf-8", "replace")
             self._waiting.append((name, b""))  # an empty file is a file
         else:
             self.fields[name] = bytearray()

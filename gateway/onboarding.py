@@ -19,6 +19,7 @@ from adapters.base import BaseModelInfo
 from adapters.blobs import BlobStore
 from adapters.errors import AdapterError, ConflictError, Fault, NotFoundError
 from adapters.home import Home
+from adapters.names import TunedName
 from adapters.peft_format import FILES, WEIGHTS_FILE
 from adapters.registry import AdapterVersion, Registry, VersionStatus
 from adapters.validation import AdapterReport, EngineLimits, validate_adapter
@@ -99,12 +100,20 @@ class Onboarding:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
 
     async def accept(
-        self, tenant: str, name: str, source: Path, *, actor: str, templates: bool = False
+        self,
+        tenant: str,
+        name: str,
+        source: Path,
+        *,
+        actor: str,
+        templates: bool = False,
+        model_name: TunedName | None = None,
     ) -> tuple[AdapterVersion, bool]:
         """Take in an archive or a PEFT folder. The version, queued for its probe, and True; or the one there is already with
         this content, and False.
 
-        templates: whether it may bring a chat template of its own, a program that the engine runs.
+        templates: whether it may bring a chat template of its own, a program that the engine runs. model_name: another name
+        of the version; of one that is taken, what it means is returned.
         Raises InvalidNameError, ArchiveError, InvalidAdapterError with every fault, PermissionDeniedError, BlobError, and
         ConflictError when the version was deleted while it was quarantined.
         """
@@ -120,7 +129,7 @@ class Onboarding:
                     "This API key lacks the scope 'chat-template', which an adapter with a chat template of its own needs."
                 )
             async with self._storing:
-                version, created = await asyncio.to_thread(self._store, reserved, source, report, actor)
+                version, created = await asyncio.to_thread(self._store, reserved, source, report, actor, model_name)
         logger.info(
             "adapter accepted",
             extra={"adapter": version.engine_name, "new": created, "size_bytes": version.size_bytes},
@@ -216,11 +225,16 @@ class Onboarding:
                 logger.info("abandoned version removed", extra={"adapter": version.engine_name})
 
     def _store(
-        self, reserved: AdapterVersion, folder: Path, report: AdapterReport, actor: str
+        self,
+        reserved: AdapterVersion,
+        folder: Path,
+        report: AdapterReport,
+        actor: str,
+        model_name: TunedName | None,
     ) -> tuple[AdapterVersion, bool]:
         files = {path.name: self._blobs.put(path) for path in self._kept(folder)}
         try:
-            return self._registry.add_version(
+            version, created = self._registry.add_version(
                 reserved.tenant,
                 reserved.adapter,
                 digest=report.digest,
@@ -231,12 +245,16 @@ class Onboarding:
                 files=files,
                 manifest=report.manifest,
                 warnings=report.warnings,
+                model_name=model_name,
                 reserved=reserved,
                 actor=actor,
             )
         except AdapterError:  # deleted meanwhile
             self.departures.remove_blobs(files.values())
             raise
+        if not created:  # under the same `model_name` there may be another content
+            self.departures.remove_blobs(files.values())
+        return version, created
 
     def _kept(self, folder: Path) -> Iterator[Path]:
         return (path for path in sorted(folder.iterdir()) if path.name in self.stored_files and path.is_file())

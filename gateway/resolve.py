@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adapters.errors import AdapterNotFoundError
-from adapters.names import parse_reference
+from adapters.names import Reference, parse_reference, parse_tuned_name
 from adapters.registry import AdapterRecord, AdapterVersion, Snapshot, VersionStatus
 
 
@@ -22,14 +22,15 @@ class Target:
 
 
 def resolve(model: str, *, tenant: str, snapshot: Snapshot, base: str, base_names: Iterable[str]) -> Target:
-    """`support` (production), `support@3` (pinned), `acme/support` (own, or shared by acme), or the base's own name.
+    """`support` (production), `support@3` (pinned), `acme/support` (own, or shared by acme), the base's own name, or the name
+    of a fine-tuning job's result.
 
     base: weights digest of the base that is served; versions made for another one do not exist here.
     Raises AdapterNotFoundError for anything else: a foreign adapter cannot be told from one that does not exist.
     """
     if model in base_names:
         return Target(model, model, None)
-    reference = parse_reference(model)
+    reference = parse_reference(model) or tuned_reference(model, snapshot)
     if reference is None:
         raise AdapterNotFoundError(model)
     owner = reference.tenant or tenant
@@ -42,6 +43,12 @@ def resolve(model: str, *, tenant: str, snapshot: Snapshot, base: str, base_name
         raise AdapterNotFoundError(model)
     shown = reference.name if owner == tenant else f"{owner}/{reference.name}"
     return Target(model, f"{shown}@{version.version}", version)
+
+
+def tuned_reference(model: str, snapshot: Snapshot) -> Reference | None:
+    """What `ft:…` means, whoever asks; None where no version is called so."""
+    named = snapshot.names.get(model) if parse_tuned_name(model) is not None else None
+    return Reference(named.adapter, named.tenant, named.version) if named is not None else None
 
 
 def visible(record: AdapterRecord, tenant: str) -> bool:

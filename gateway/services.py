@@ -17,7 +17,9 @@ from starlette.requests import Request
 from adapters.base import BaseModelInfo, find_base, read_base
 from adapters.blobs import BlobStore, materialise
 from adapters.database import open_database
+from adapters.files import Files, open_file_blobs
 from adapters.home import Home
+from adapters.jobs import Jobs
 from adapters.ledger import Ledger
 from adapters.promotion import PromotionPolicy, load_policy
 from adapters.registry import AdapterVersion, LimitKind, LimitSubject, Registry, Scope, load_secret
@@ -31,6 +33,7 @@ from gateway.engines.detect import largest_gpu_mib, profile_for
 from gateway.engines.process import EngineProcess
 from gateway.engines.profile import BASE_NAME, EngineProfile, load_profile, on_own_device
 from gateway.engines.protocol import Engine, EngineHost
+from gateway.files import Intake
 from gateway.fleet import Fleet, Replica
 from gateway.limits import Limiter
 from gateway.metrics import Metrics
@@ -67,6 +70,8 @@ class Services:
     onboarding: Onboarding
     canary: Canary
     uploads: Uploads
+    intake: Intake
+    jobs: Jobs
     metrics: Metrics
     tracer: Tracer
     ledger: Ledger
@@ -258,6 +263,8 @@ async def open_services(
         probe=settings.probe,
     )
     ledger = Ledger(database)
+    file_blobs = await asyncio.to_thread(open_file_blobs, settings.blob_location)
+    files = Files(database, file_blobs, default_limits=settings.limits.of_tenants)
     async with AsyncExitStack() as opened:
         opened.callback(database.dispose)
         usage = await Usage.open(ledger, home.usage, settings.usage, metrics)
@@ -277,6 +284,8 @@ async def open_services(
             onboarding=onboarding,
             canary=canary,
             uploads=Uploads(home, settings.uploads),
+            intake=Intake(files),
+            jobs=Jobs(database, default_limits=settings.limits.of_tenants),
             metrics=metrics,
             tracer=tracer,
             ledger=ledger,
@@ -295,6 +304,7 @@ async def open_services(
         tasks.start(limiter.run(), name="limits")
         tasks.start(beat(metrics.loop_lag.observe), name="pulse")
         tasks.start(services.uploads.run(), name="uploads")
+        tasks.start(services.intake.run(settings.files.sweep_s), name="files")
         yield services
 
 

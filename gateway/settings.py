@@ -38,6 +38,13 @@ class UploadSettings(_Section):
     part_ttl_s: float = Field(3600, gt=0, description="Unfinished resumable uploads are dropped after this.")
 
 
+class FileSettings(_Section):
+    """What tenants may upload to train on."""
+
+    max_bytes: int = Field(512 * MIB, gt=0, description="Largest file.")
+    sweep_s: float = Field(60.0, gt=0, description="How often files that have expired are looked for.")
+
+
 class RequestSettings(_Section):
     """What one generation may ask for."""
 
@@ -72,7 +79,9 @@ class LimitSettings(_Section):
     tokens_per_minute: int | None = Field(None, gt=0, description="Prompt and output tokens of a tenant.")
     max_in_flight: int = Field(64, gt=0, description="Requests a tenant may have open, at each gateway.")
     max_adapters: int | None = Field(None, gt=0, description="Adapters of a tenant.")
-    max_stored_bytes: int | None = Field(None, gt=0, description="Sum of the versions a tenant keeps.")
+    max_stored_bytes: int | None = Field(None, gt=0, description="Sum of the versions and files a tenant keeps.")
+    max_running_jobs: int | None = Field(1, gt=0, description="Fine-tuning jobs of a tenant that run at once.")
+    max_queued_jobs: int | None = Field(20, gt=0, description="Fine-tuning jobs of a tenant that wait or are paused.")
     monthly_budget: float | None = Field(
         None, gt=0, description="What a tenant may spend in a month, in the currency of `usage.prices`."
     )
@@ -97,6 +106,8 @@ class LimitSettings(_Section):
             tokens_per_minute=self.tokens_per_minute,
             max_adapters=self.max_adapters,
             max_stored_bytes=self.max_stored_bytes,
+            max_running_jobs=self.max_running_jobs,
+            max_queued_jobs=self.max_queued_jobs,
             monthly_budget=self.monthly_budget,
         )
 
@@ -243,6 +254,7 @@ class Settings(BaseSettings):
         "INFO", pattern="(?i)^(debug|info|warning|error|critical)$", description="What is logged: this and graver."
     )
     uploads: UploadSettings = UploadSettings()
+    files: FileSettings = FileSettings()
     requests: RequestSettings = RequestSettings()
     limits: LimitSettings = LimitSettings()
     residency: ResidencySettings = ResidencySettings()

@@ -43,6 +43,8 @@ class Upload(BaseModel):
     created_at: int  # Unix seconds
     expires_at: int
     status: Literal["pending", "completed", "cancelled"] = "pending"
+    expires_after_s: int | None = None  # of the file that a completed upload becomes
+    file_id: str | None = None  # that file, once it is kept
 
 
 class Uploads:
@@ -53,7 +55,16 @@ class Uploads:
         self._settings = settings
         self._clock = clock
 
-    async def create(self, tenant: str, *, filename: str, bytes: int, mime_type: str, purpose: str) -> Upload:  # noqa: A002
+    async def create(
+        self,
+        tenant: str,
+        *,
+        filename: str,
+        bytes: int,  # noqa: A002
+        mime_type: str,
+        purpose: str,
+        expires_after_s: int | None = None,
+    ) -> Upload:
         """Raises BodyTooLargeError for more than is accepted, InvalidRequestError for too many open ones."""
         if bytes > self._settings.max_bytes:
             raise BodyTooLargeError(self._settings.max_bytes)
@@ -67,6 +78,7 @@ class Uploads:
             purpose=purpose,
             created_at=int(now),
             expires_at=int(now + self._settings.part_ttl_s),
+            expires_after_s=expires_after_s,
         )
         await asyncio.to_thread(self._create, upload)
         return upload
@@ -103,6 +115,14 @@ class Uploads:
         if upload.status != "completed":
             raise InvalidRequestError(f"The upload '{upload_id}' is not complete yet.", param="upload_id")
         return self._folder / upload_id / "file"
+
+    async def upload(self, tenant: str, upload_id: str) -> Upload:
+        """Raises UploadNotFoundError."""
+        return await asyncio.to_thread(self._read, tenant, upload_id)
+
+    async def kept(self, upload: Upload, file_id: str) -> Upload:
+        """Remember which file the upload became, and drop its bytes."""
+        return await asyncio.to_thread(self._kept, upload, file_id)
 
     async def run(self) -> None:
         """Drop what has expired, for ever."""
@@ -164,6 +184,12 @@ class Uploads:
         self._save(upload)
         for part in folder.glob("part_*"):
             part.unlink(missing_ok=True)
+        return upload
+
+    def _kept(self, upload: Upload, file_id: str) -> Upload:
+        upload = upload.model_copy(update={"file_id": file_id})
+        self._save(upload)
+        (self._folder / upload.id / "file").unlink(missing_ok=True)
         return upload
 
     def _cancel(self, tenant: str, upload_id: str) -> Upload:

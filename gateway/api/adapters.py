@@ -13,11 +13,11 @@ from starlette.requests import Request
 from adapters.errors import AdapterNotFoundError, BlobError, InvalidAdapterError, VersionNotFoundError
 from adapters.evaluations import AttachedEvaluation, Evaluation
 from adapters.manifest import MANIFEST_FILE
-from adapters.names import check_name
+from adapters.names import TunedName, check_name, parse_tuned_name
 from adapters.peft_format import CONFIG_FILE, WEIGHTS_FILE
 from adapters.registry import AdapterRecord, AdapterVersion, Scope, Snapshot, VersionStatus
 from gateway.api.json_body import read_json
-from gateway.errors import GatewayError, InvalidRequestError
+from gateway.errors import GatewayError, InvalidRequestError, PermissionDeniedError
 from gateway.multipart import Form, receive_form
 from gateway.respond import list_object
 from gateway.services import CallerDep, Services, ServicesDep
@@ -276,14 +276,15 @@ async def _accept_form(
             request, folder, files=["file", *PLAIN_FILES], max_bytes=services.settings.uploads.max_bytes
         )
         name = check_name(_field(form, "name"))
-        unknown = form.fields.keys() - {"name"}
+        unknown = form.fields.keys() - {"name", "model_name"}
         if unknown:
             field = min(unknown)
             raise InvalidRequestError(f"Unknown field '{field}'.", param=field, code="unknown_parameter")
         if "file" in form.files:
             if len(form.files) > 1:
                 raise InvalidRequestError("Send either 'file' or the files one by one, not both.", param="file")
-            return await _accept(services, caller, tenant, name, form.files["file"])
+            tuned = _tuned_name(form, caller, tenant, name)
+            return await _accept(services, caller, tenant, name, form.files["file"], model_name=tuned)
         if not form.files:
             raise InvalidRequestError(
                 "Send the adapter as 'file' (zip, tar or tar.gz), or as 'adapter_config' and 'adapter_model'.",
@@ -307,10 +308,31 @@ async def _accept_upload(
 
 
 async def _accept(
-    services: Services, caller: Caller, tenant: str, name: str, source: Path
+    services: Services,
+    caller: Caller,
+    tenant: str,
+    name: str,
+    source: Path,
+    *,
+    model_name: TunedName | None = None,
 ) -> tuple[AdapterVersion, bool]:
     templates = caller.allows(Scope.CHAT_TEMPLATE)
-    return await services.onboarding.accept(tenant, name, source, actor=caller.actor, templates=templates)
+    return await services.onboarding.accept(
+        tenant, name, source, actor=caller.actor, templates=templates, model_name=model_name
+    )
+
+
+def _tuned_name(form: Form, caller: Caller, tenant: str, name: str) -> TunedName | None:
+    """What else a fine-tuning job's result is called. For workers, which come with an operator's key."""
+    text = form.fields.get("model_name")
+    if text is None:
+        return None
+    if not caller.is_operator:
+        raise PermissionDeniedError("Only an operator's key may give a version a `model_name`.", param="model_name")
+    tuned = parse_tuned_name(text)
+    if tuned is None or (tuned.tenant, tuned.adapter) != (tenant, name):
+        raise InvalidRequestError(f"'{text}' is no name of a version of {tenant}/{name}.", param="model_name")
+    return tuned
 
 
 async def _warm(services: Services, version: AdapterVersion) -> None:

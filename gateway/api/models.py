@@ -1,4 +1,4 @@
-"""`/v1/models`: the base model, the caller's own adapters and those shared with it."""
+"""`/v1/models`: the base model, the caller's own adapters, those shared with it, and what its fine-tuning jobs made."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from adapters.errors import AdapterNotFoundError
 from adapters.names import parse_reference
 from adapters.registry import AdapterRecord, AdapterVersion, Scope
 from gateway.errors import PermissionDeniedError
-from gateway.resolve import servable, visible
+from gateway.resolve import servable, tuned_reference, visible
 from gateway.respond import list_object
 from gateway.services import CallerDep, Services, ServicesDep
 
@@ -52,6 +52,11 @@ async def list_models(caller: CallerDep, services: ServicesDep) -> dict[str, Any
         version = snapshot.versions.get((record.tenant, record.name, record.production or 0))
         if version is not None and servable(version, base) and visible(record, tenant):
             objects.append(adapter_object(record, version, tenant=tenant, services=services))
+    for named in sorted(snapshot.names.values(), key=lambda named: (named.tenant, named.name)):
+        version = snapshot.versions.get((named.tenant, named.adapter, named.version))
+        if named.tenant == tenant and named.step is None and version is not None and servable(version, base):
+            record = snapshot.adapters[named.tenant, named.adapter]
+            objects.append(adapter_object(record, version, tenant=tenant, services=services) | {"id": named.name})
     return list_object(objects)
 
 
@@ -72,12 +77,9 @@ async def delete_model(model: str, caller: CallerDep, services: ServicesDep) -> 
     tenant = caller.require(Scope.ADAPTERS_WRITE).name
     if model in services.base_names:
         raise PermissionDeniedError("The base model cannot be deleted.", param="model")
-    reference = parse_reference(model)
-    if (
-        reference is None
-        or reference.tenant not in (None, tenant)
-        or (tenant, reference.name) not in services.directory.snapshot.adapters
-    ):
+    snapshot = services.directory.snapshot
+    reference = parse_reference(model) or tuned_reference(model, snapshot)
+    if reference is None or reference.tenant not in (None, tenant) or (tenant, reference.name) not in snapshot.adapters:
         raise AdapterNotFoundError(model)
     if reference.version is None:
         await services.onboarding.delete_adapter(tenant, reference.name, actor=caller.actor)

@@ -74,6 +74,8 @@ class LimitChange(_Body):
     max_in_flight: int | None = None
     max_adapters: int | None = None
     max_stored_bytes: int | None = None
+    max_running_jobs: int | None = None
+    max_queued_jobs: int | None = None
     monthly_budget: float | None = None
 
 

@@ -211,7 +211,11 @@ def set_limits(
     tokens_per_minute: Annotated[str | None, number_option("Prompt and output tokens together.")] = None,
     max_in_flight: Annotated[str | None, number_option("Requests open at once.")] = None,
     max_adapters: Annotated[str | None, number_option("Adapters of the tenant.")] = None,
-    max_stored_bytes: Annotated[str | None, number_option("Sum of the versions that the tenant keeps.")] = None,
+    max_stored_bytes: Annotated[
+        str | None, number_option("Sum of the versions and files that the tenant keeps.")
+    ] = None,
+    max_running_jobs: Annotated[str | None, number_option("Fine-tuning jobs that run at once.")] = None,
+    max_queued_jobs: Annotated[str | None, number_option("Fine-tuning jobs that wait or are paused.")] = None,
     monthly_budget: Annotated[str | None, number_option("In the currency of the prices; of a tenant or key.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -225,6 +229,8 @@ def set_limits(
         "max_in_flight": max_in_flight,
         "max_adapters": max_adapters,
         "max_stored_bytes": max_stored_bytes,
+        "max_running_jobs": max_running_jobs,
+        "max_queued_jobs": max_queued_jobs,
         "monthly_budget": monthly_budget,
     }
     changes = {name: limit_number(name, text) for name, text in given.items() if text is not None}

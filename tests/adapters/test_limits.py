@@ -82,7 +82,7 @@ def test_a_tenant_keeps_no_more_adapters_and_bytes_than_its_limits(registry: Reg
     add(registry, "two", size_bytes=40)
     with pytest.raises(RoomError, match="may have 2 adapters"):
         add(registry, "three", size_bytes=1)
-    with pytest.raises(RoomError, match="may store 100 bytes, holds 100, and this version has 1"):
+    with pytest.raises(RoomError, match="may store 100 bytes, holds 100, and this has 1"):
         add(registry, "two", size_bytes=1)
     assert add(registry, "one", size_bytes=60, digest=first.digest) == first
     registry.delete_adapter("acme", "one")
