@@ -3,12 +3,11 @@
 LORIKEET_HOME=… LORIKEET_PORT=… python -m benchmarks.on_echo /tmp/engine.sock
 """
 
+import socket
 import sys
 from pathlib import Path
 
-import uvicorn
-
-from gateway import logs
+from gateway import logs, server
 from gateway.app import create_app
 from gateway.engines.vllm import VllmEngine
 from gateway.services import OnReady
@@ -39,9 +38,8 @@ def main() -> None:
     settings = Settings()
     logs.configure("WARNING")
     app = create_app(settings, lambda on_ready: Outside(Path(sys.argv[1]), on_ready))
-    uvicorn.run(
-        app, host="127.0.0.1", port=settings.port, loop="uvloop", http="httptools", log_config=None, access_log=False
-    )
+    with socket.create_server(("127.0.0.1", settings.port)) as listener:
+        server.run(app, listener, grace_s=settings.failure.drain_s)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The HTTP server of a gateway process: uvicorn, which at SIGTERM goes on listening while the gateway drains."""
 
+import gc
 import signal
 import socket
 import sys
@@ -23,6 +24,12 @@ class DrainingServer(uvicorn.Server):
         self._grace_s = grace_s
         self._grace_ends_s = 0.0
         self._signals = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """What is there now stays. Looking through it again for garbage took 110 ms, twice a second under load."""
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._captured_signals.append(sig)

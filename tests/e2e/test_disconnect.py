@@ -1,4 +1,4 @@
-"""A caller who leaves a real engine: it works on nothing any more."""
+"""A caller who leaves a real engine: it works on nothing any more, and what it made until then is charged once."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from adapters.ledger import UsageFilter
 from adapters.registry import Scope
 from gateway.engines.protocol import Engine
 from gateway.services import Services
@@ -17,6 +18,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope=
 
 RUNNING = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)", re.MULTILINE)
 LONG = 1500  # tokens: 15 s and more on two cores
+MEANWHILE_S = 1.0
+DAY_S = 86_400
 
 
 async def running(engine: Engine) -> float:
@@ -30,7 +33,9 @@ async def until_it_runs(engine: Engine, wanted: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_the_engine_stops_working_for_a_caller_who_left(app: FastAPI, stream: bool) -> None:
+async def test_the_engine_stops_working_for_a_caller_who_left_and_who_is_charged_once(
+    app: FastAPI, stream: bool
+) -> None:
     services: Services = app.state.services
     tenant = f"leaver-{stream}".lower()
     services.registry.create_tenant(tenant)
@@ -48,8 +53,14 @@ async def test_the_engine_stops_working_for_a_caller_who_left(app: FastAPI, stre
         async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60) as client:
             asked = asyncio.create_task(client.post("/v1/chat/completions", json=body))
             await until_it_runs(replica.engine, True)
+            await asyncio.sleep(MEANWHILE_S)
             asked.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await asked
         await until_it_runs(replica.engine, False)
     assert replica.admission.in_flight == replica.residency.claimed == 0
+    await asyncio.sleep(2 * services.settings.usage.flush_s)
+    (day,) = services.ledger.sums(0, 2**32 // DAY_S * DAY_S, DAY_S, only=UsageFilter(tenants=[tenant]))
+    assert day.requests == 1
+    assert day.prompt_tokens > 5
+    assert 1 < day.output_tokens < LONG
