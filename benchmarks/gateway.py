@@ -34,6 +34,7 @@ from rich.table import Table
 from adapters.home import Home, home
 from adapters.registry import Registry, Scope, load_secret, open_database
 from benchmarks.common import ROOT, interval, percentile, save, serving
+from benchmarks.load_tools import command_line
 from gateway.engines.profile import BASE_NAME
 from loadtests.priority import real_time
 
@@ -335,7 +336,7 @@ def main() -> None:
             direct = Way("direct", port, {}, BASE_NAME, None)
             found = uvloop.run(measure((direct, ours, theirs, router), given.rounds, given.seconds, console.print))
     summary = summarise(found)
-    path = save("gateway", {"command": "python -m benchmarks.gateway", "summary": summary, "rounds": found})
+    path = save("gateway", {"command": command_line("benchmarks.gateway", given), "summary": summary, "rounds": found})
     console.print(table(summary), f"Raw figures: {path}")
 
 

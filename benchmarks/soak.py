@@ -16,10 +16,15 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
+import sqlalchemy as sa
 import yaml
 from rich.console import Console
 
+from adapters.database import open_database, reading
+from adapters.home import Home
+from adapters.models import UsageRow
 from benchmarks.common import save
+from benchmarks.load_tools import command_line
 from loadtests.record import Outcome, read_run
 from scripts.installation import Installation, empty_root
 from tests.factories import make_adapter
@@ -53,7 +58,7 @@ def main() -> None:
         time.sleep(SETTLE_S)
         found = leftovers(own) | ledger(own, out) | {"memory": memory.end()}
     found |= {"rate_per_s": given.rate, "minutes": given.minutes, "kill_every_s": given.kill_every}
-    path = save("soak", {"command": "python -m benchmarks.soak", **found})
+    path = save("soak", {"command": command_line("benchmarks.soak", given), **found})
     shown = {name: value for name, value in found.items() if name != "memory"}
     console.print(
         shown, {name: value for name, value in found["memory"].items() if name != "samples"}, f"Raw figures: {path}"
@@ -137,16 +142,23 @@ def leftovers(own: Installation) -> dict[str, Any]:
 
 
 def ledger(own: Installation, out: Path) -> dict[str, Any]:
-    """Rows against requests: each that the gateway took in has one row, whoever left or died."""
+    """Rows against requests: each that reached the gateway has one, whoever left or died, and whole answers their tokens."""
     records = read_run(out / "records.jsonl").records
-    outcomes = {outcome.value: sum(one.outcome is outcome for one in records) for outcome in Outcome}
-    usage = own.ask("usage", "--tenant", "acme", "--since", "1d")
-    never_arrived = sum(one.status is None and one.outcome is Outcome.FAILED for one in records)
+    asked = [one for one in records if one.sent_s is not None]
+    never_arrived = sum(one.status is None and one.outcome is Outcome.FAILED for one in asked)
+    whole = [one for one in asked if one.outcome is Outcome.OK]
+    database = open_database(f"sqlite:///{Home(own.root).database}")
+    with reading(database) as session:
+        query = sa.select(UsageRow.outcome, sa.func.count(), sa.func.sum(UsageRow.output_tokens))
+        rows = session.execute(query.where(UsageRow.tenant == "acme").group_by(UsageRow.outcome)).all()
+    database.dispose()
     return {
-        "requests": len(records),
-        "outcomes": outcomes,
+        "requests": len(asked),
+        "outcomes": {outcome.value: sum(one.outcome is outcome for one in asked) for outcome in Outcome},
         "never_arrived": never_arrived,
-        "usage": usage,
+        "rows": {outcome: {"rows": count, "output_tokens": tokens} for outcome, count, tokens in rows},
+        "lost_rows": len(asked) - never_arrived - sum(count for _, count, _ in rows),
+        "output_tokens_of_whole_answers": sum(one.output_tokens or 0 for one in whole),
     }
 
 
