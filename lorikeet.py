@@ -53,13 +53,28 @@ COMMANDS: dict[str, Mount] = {
     "data": Mount("trainer.cli.data:data_app", "Fetch and build data sets."),
     "train": Mount("trainer.cli.train:train_app", "Train an adapter from a configuration file."),
     "eval": Mount("trainer.cli.evaluate:eval_app", "Score an adapter against its base, plain and few-shot."),
+    "worker": Mount("trainer.cli.worker:worker_app", "Train what was asked for over the fine-tuning API."),
     "loadtest": Mount("loadtests.cli:app", "Measure P95 under load, with an exit code."),
 }
 
 
 # Packages that only some commands need -> the extra of pyproject.toml that brings them.
 EXTRAS = {
-    **dict.fromkeys(("datasets", "peft", "torch", "transformers", "trl"), "trainer"),
+    **dict.fromkeys(
+        (
+            "datasets",
+            "jsonschema",
+            "matplotlib",
+            "peft",
+            "rouge_score",
+            "scipy",
+            "sklearn",
+            "torch",
+            "transformers",
+            "trl",
+        ),
+        "trainer",
+    ),
     "jinja2": "loadtests",
     "vllm": "engine-cpu",
 }

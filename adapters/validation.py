@@ -40,6 +40,9 @@ MAX_NORM_RATIO = 10.0
 WARN_NORM_RATIO = 1.0
 MIN_NORM_RATIO = 1e-6  # below bfloat16's resolution of the weight: nothing would change
 MAX_VALUE = 1e4  # trained values stay below 10; an fp16 engine overflows at 65504 with what it sums up
+# What every engine of ours applies LoRA to unless told otherwise. Never lm_head: with it, prompt log-probabilities asked for
+# beside any other request end a CPU engine (an einsum of unequal sizes in vLLM 0.32).
+SERVED_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PICKLES = re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt|npy|npz|joblib|h5|msgpack)", re.IGNORECASE)
 
 
@@ -110,6 +113,34 @@ def validate_adapter(folder: Path, base: BaseModelInfo, limits: EngineLimits) ->
         warnings=tuple(warnings),
         norm_ratio=ratio,
     )
+
+
+def plan_faults(raw: Mapping[str, Any], base: BaseModelInfo, limits: EngineLimits) -> list[Fault]:
+    """What would keep an adapter from being served that is yet to be trained with this configuration.
+
+    raw: as in adapter_config.json, target_modules by name.
+    """
+    faults = list(config_faults(raw))
+    if faults and any(fault.code == "bad_config" for fault in faults):
+        return faults
+    config = lora_config(raw)
+    faults += _rank_faults(config, limits)
+    faults += _target_faults({}, config, base)
+    faults += [
+        Fault(
+            "module_not_served",
+            f"{target} is to be trained, but this engine applies LoRA to {_names(limits.allowed_modules)} only.",
+            f"{CONFIG_FILE}:target_modules",
+            "Train those layers only, or start the engine with this one among its target_modules.",
+        )
+        for target in ([] if isinstance(config.target_modules, str) else config.target_modules)
+        if limits.allowed_modules is not None and _last(target) not in limits.allowed_modules
+    ]
+    return faults
+
+
+def _names(modules: frozenset[str] | None) -> str:
+    return ", ".join(sorted(modules or ()))
 
 
 def _folder_faults(folder: Path, warnings: list[str]) -> Iterator[Fault]:
@@ -273,13 +304,7 @@ def _pair_faults(
     weights: TensorFile, pairs: Mapping[str, _Pair], base: BaseModelInfo, config: LoraConfig, limits: EngineLimits
 ) -> Iterator[Fault]:
     """Ranks and shapes, layer by layer, against configuration, base and engine."""
-    if config.max_rank > limits.max_rank:
-        yield Fault(
-            "rank_too_high",
-            f"The adapter's rank is {config.max_rank}; this engine serves ranks up to {limits.max_rank}.",
-            f"{CONFIG_FILE}:r",
-            f"Train with a rank of at most {limits.max_rank}, or start the engine with a larger max_rank.",
-        )
+    yield from _rank_faults(config, limits)
     for module, pair in pairs.items():
         for side in ("A", "B"):
             if side not in pair.sides:
@@ -292,11 +317,21 @@ def _pair_faults(
         if limits.allowed_modules is not None and _last(module) not in limits.allowed_modules:
             yield Fault(
                 "module_not_served",
-                f"{module} is trained, but this engine applies LoRA to {', '.join(sorted(limits.allowed_modules))} only.",
+                f"{module} is trained, but this engine applies LoRA to {_names(limits.allowed_modules)} only.",
                 f"{WEIGHTS_FILE}:{module}",
                 "Train on those layers, or start the engine without target_modules.",
             )
         yield from _shape_faults(weights, module, pair, base.modules[module], config)
+
+
+def _rank_faults(config: LoraConfig, limits: EngineLimits) -> Iterator[Fault]:
+    if config.max_rank > limits.max_rank:
+        yield Fault(
+            "rank_too_high",
+            f"The adapter's rank is {config.max_rank}; this engine serves ranks up to {limits.max_rank}.",
+            f"{CONFIG_FILE}:r",
+            f"Train with a rank of at most {limits.max_rank}, or start the engine with a larger max_rank.",
+        )
 
 
 def _shape_faults(

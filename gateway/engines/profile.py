@@ -12,6 +12,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from adapters.validation import SERVED_MODULES
 from adapters.wording import one_line
 from gateway.errors import EngineStartError
 
@@ -53,9 +54,7 @@ class EngineProfile(BaseModel):
         description="Every slot has room for this rank, whatever an adapter's own is (--max-lora-rank)."
     )
     target_modules: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        description="Linear layers that adapters may change (--lora-target-modules). Never lm_head: with it, prompt "
-        "log-probabilities asked for beside any other request end a CPU engine (an einsum of unequal sizes in vLLM 0.32).",
+        SERVED_MODULES, description="Linear layers that adapters may change (--lora-target-modules). Never lm_head."
     )
     max_in_flight: int = Field(gt=0, description="Requests in one batch (--max-num-seqs).")
     context_tokens: int = Field(gt=0, description="Prompt and answer together (--max-model-len).")

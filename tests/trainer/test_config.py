@@ -68,3 +68,46 @@ def test_data_and_answer_exclude_each_other(tmp_path: Path) -> None:
     path.write_text("name: x\nanswer: y\ndata: {dataset: reuters-r8}\n")
     with pytest.raises(ConfigError, match="either"):
         load_config(path, TrainConfig)
+
+
+def test_stages_inherit_what_they_do_not_say(tmp_path: Path) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text(
+        "name: x\nmax_tokens: 64\noptimizer: {epochs: 3}\nstages:\n"
+        "  - {method: pretrain, data: {train: texts.jsonl}}\n"
+        "  - {answer: y, optimizer: {epochs: 2}}\n"
+    )
+    config = load_config(path, TrainConfig)
+    assert [stage.method for stage in config.courses] == ["pretrain", "sft"]
+    assert [stage.optimizer.epochs for stage in config.courses] == [3, 2]
+    assert [stage.max_tokens for stage in config.courses] == [64, 64]
+    assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("stages: [{answer: y}]\nanswer: z", "belong into each stage"),
+        ("stages: [{answer: y}, {method: dpo}]", "in stage 2"),
+        ("method: dpo\nanswer: y", "learned by method sft"),
+        ("method: dpo\ndata: {dataset: reuters-r8}", "holds chat rows"),
+        ("method: dpo\npacking: true\ndata: {train: x.jsonl}", "cannot be packed"),
+        ("answer: y\ntuning: full\nadapter: there", "merge it first"),
+        ("answer: y\nlora: {dora: true}\nprofile: servable", "no engine can share"),
+        ("answer: y\nlora: {rank_pattern: {q_proj: 0}}", "rank_pattern"),
+        ("data: {dataset: reuters-r8, folder: there}", "exactly one of"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(text: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(f"name: x\n{text}\n")
+    with pytest.raises(ConfigError, match=reason):
+        load_config(path, TrainConfig)
+
+
+def test_what_no_engine_can_share_is_merge_only() -> None:
+    def profile(**settings: object) -> str:
+        return TrainConfig.model_validate({"name": "x", "answer": "y", **settings}).intrinsic_profile
+
+    assert profile() == profile(lora={"rslora": True}) == profile(tuning="qlora") == "servable"
+    assert profile(tuning="full") == profile(lora={"dora": True}) == "merge-only"

@@ -13,9 +13,10 @@ from adapters.validation import EngineLimits, validate_adapter
 from trainer.config import TrainConfig
 from trainer.data.training import fixed_answer
 from trainer.errors import TrainingError
+from trainer.examples import render_rows
 from trainer.methods.progress import Progress
-from trainer.methods.sft import train_sft
-from trainer.run import Finished, last_run_folder, render_rows, run_training
+from trainer.methods.record import read_metrics
+from trainer.run import Finished, last_run_folder, run_training
 from trainer.template import load_renderer
 
 pytestmark = [
@@ -66,6 +67,7 @@ def finished(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Finis
 def test_the_adapter_may_be_served_on_its_base(finished: Finished, tiny_base: Path) -> None:
     report = validate_adapter(finished.adapter, read_base(tiny_base), EngineLimits(max_rank=8))
     assert report.rank == 4
+    assert finished.manifest is not None
     assert report.manifest == finished.manifest
 
 
@@ -87,6 +89,7 @@ def test_goldens_are_what_the_stored_weights_say(finished: Finished, tiny_base: 
 
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, finished.adapter).eval()
+    assert finished.manifest is not None
     assert len(finished.manifest.goldens) == 2
     assert {golden.messages[0]["content"] for golden in finished.manifest.goldens} == {"Be brief."}
     for golden in finished.manifest.goldens:
@@ -109,7 +112,7 @@ def test_the_run_keeps_its_configuration_and_mask_receipt(finished: Finished) ->
     assert any("system\nBe brief.<" in sample["text"] for sample in receipt["samples"])
     assert receipt["end_of_turn_trained"] == receipt["rows"]
     assert json.loads((finished.run / "config.json").read_text())["name"] == "tiny"
-    assert math.isfinite(finished.manifest.metrics["eval_loss"])
+    assert math.isfinite(finished.metrics["eval_loss"])
 
 
 def test_a_resumed_run_ends_with_the_same_weights(finished: Finished, tiny_base: Path, tmp_path: Path) -> None:
@@ -165,11 +168,7 @@ def test_the_cheap_loss_equals_trls(tiny_base: Path) -> None:
 
 def test_one_answer_is_learned(tiny_base: Path, tmp_path: Path) -> None:
     optimizer = {"learning_rate": 0.05, "schedule": "constant", "epochs": 8, "batch_rows": 4, "evaluations": 1}
-    config = settings(tiny_base, answer="A", optimizer=optimizer)
-    renderer = load_renderer(tiny_base)
-    data = fixed_answer("A")
-    train, evaluation = (render_rows(renderer, rows, max_tokens=512) for rows in (data.train, data.eval))
-    losses: list[float] = []
-    train_sft(config, tiny_base, renderer, train, evaluation, tmp_path, report=lambda p: losses.append(p.loss))
-    measured = [loss for loss in losses if math.isfinite(loss)]
-    assert measured[-1] < measured[0] / 2
+    run(settings(tiny_base, answer="A", optimizer=optimizer, goldens=0), tmp_path)
+    metrics = read_metrics(Home(tmp_path).runs / "tiny-20260101-000000" / "metrics.jsonl")
+    losses = [each.loss for each in metrics if each.loss is not None]
+    assert losses[-1] < losses[0] / 2

@@ -8,10 +8,10 @@ import pytest
 from trainer.config import TrainConfig
 from trainer.data.chat import write_rows
 from trainer.data.sources import chat_row
-from trainer.data.training import fixed_answer, golden_rows, load_training_data
+from trainer.data.training import golden_rows, load_training_data
 from trainer.errors import DataError, TrainingError
-from trainer.methods.sft import count_steps
-from trainer.run import render_rows
+from trainer.examples import load_examples
+from trainer.methods.stage import count_steps
 from trainer.template import load_renderer
 
 
@@ -26,8 +26,9 @@ def test_steps_are_counted_before_the_run(rows: int, steps: int) -> None:
 
 
 def test_rows_that_are_all_too_long_are_an_error(tokenizer_folder: Path) -> None:
+    config = settings(max_tokens=9)
     with pytest.raises(TrainingError, match="max_tokens=9"):
-        render_rows(load_renderer(tokenizer_folder), fixed_answer("Yes.").train, max_tokens=9)
+        load_examples(config, config, load_renderer(tokenizer_folder), relative_to=tokenizer_folder, fetch=Path)
 
 
 def test_ones_own_file_is_deduplicated_and_split(tmp_path: Path) -> None:
