@@ -3,6 +3,7 @@
 TrainerError
 ├── ConfigError          a configuration file or a --set that cannot be used
 ├── DataError            rows that cannot be trained on; names file and line of each
+├── LicenceError         terms that do not allow what is to be built
 ├── FetchError           a data set that could not be downloaded or read from its package
 ├── TemplateError        the chat template cannot be masked without changing what it renders
 ├── TrainingError        a run that cannot start or be resumed
@@ -40,6 +41,10 @@ class DataError(TrainerError):
         if len(self.faults) > SHOWN:
             lines.append(f"… and {len(self.faults) - SHOWN} more faulty rows")
         super().__init__("\n".join(lines))
+
+
+class LicenceError(TrainerError):
+    pass
 
 
 class FetchError(TrainerError):

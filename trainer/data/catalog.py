@@ -22,7 +22,7 @@ class DatasetSpec(_Frozen):
 
     name: str
     title: str
-    task: Literal["classification", "json"]
+    task: Literal["classification", "json", "probe"]
     licence: str = Field(description="The terms of the data, as far as its package tells them.")
     package: str
     version: str

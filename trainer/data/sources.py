@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from trainer.data.chat import Row
@@ -60,9 +60,64 @@ def named_entities(content: bytes, *, system: str, max_words: int, keep_empty: f
         yield chat_row(system, text, entities_as_json(ideal))
 
 
+LETTERS = "ABCDE"
+MULTIPLE_CHOICE = "Answer with the letter of the right choice only."
+
+
+def question_row(question: str, answer: str) -> Row:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def choices_row(question: str, choices: Sequence[str], right: int) -> Row:
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    return question_row(f"{question}\n{listed}\n{MULTIPLE_CHOICE}", LETTERS[right])
+
+
+def _json_lines(content: bytes) -> Iterator[dict[str, Any]]:
+    for line in content.decode("utf-8").splitlines():
+        if line.strip():
+            yield json.loads(line)
+
+
+def mmlu(content: bytes) -> Iterator[Row]:
+    """One object a line: question, answer_a … answer_d, correct_answer. Rows that are table headers are left out."""
+    for row in _json_lines(content):
+        if row["correct_answer"] in LETTERS[:4]:
+            choices = [str(row[f"answer_{letter}"]) for letter in "abcd"]
+            yield choices_row(str(row["question"]), choices, LETTERS.index(row["correct_answer"]))
+
+
+def hellaswag(content: bytes) -> Iterator[Row]:
+    for row in _json_lines(content):
+        yield choices_row(f"How does this go on?\n{row['ctx']} …", row["endings"], row["expected_index"])
+
+
+def gsm8k(content: bytes) -> Iterator[Row]:
+    for row in _json_lines(content):
+        yield question_row(f"{row['prompt']}\nEnd your answer with the number.", str(row["expected"]).replace(",", ""))
+
+
+def injections(content: bytes) -> Iterator[Row]:
+    """Labelled attacks on prompts and harmless look-alikes; the answer of a row is `attack` or `benign`."""
+    for row in _json_lines(content):
+        yield question_row(row["text"], "attack" if row["label"] == "malicious" else "benign")
+
+
+def plain_lines(content: bytes, *, answer: str) -> Iterator[Row]:
+    """A request a line, all with the same wanted answer."""
+    for line in content.decode("utf-8").splitlines():
+        if line.strip():
+            yield question_row(line.strip(), answer)
+
+
 CONVERTERS: Mapping[str, Callable[..., Iterator[Row]]] = {
     "labelled-tab": labelled_tab,
     "named-entities": named_entities,
+    "mmlu": mmlu,
+    "hellaswag": hellaswag,
+    "gsm8k": gsm8k,
+    "injections": injections,
+    "plain-lines": plain_lines,
 }
 
 
