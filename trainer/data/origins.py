@@ -11,8 +11,9 @@ import orjson
 from adapters.licences import Source, Verdict, judge_licences
 from trainer.data.card import SourceCard, TeacherCard, file_sha256
 from trainer.data.catalog import load_dataset_spec
-from trainer.data.reading import find_files, read_file
+from trainer.data.reading import TEXT_SUFFIXES, find_files, read_file
 from trainer.data.recipe import BenchmarkConfig, BuildConfig, SourceConfig
+from trainer.errors import DataError, RowFault
 
 Fetch = Callable[[str], Path]  # name of a known data set -> its folder
 
@@ -68,13 +69,15 @@ def _files(source: SourceConfig | BenchmarkConfig, relative_to: Path, fetch: Fet
 
 
 def benchmark_rows(benchmark: BenchmarkConfig, *, relative_to: Path, fetch: Fetch) -> Iterator[Any]:
-    """Every row of a benchmark, parsed; a line that is no JSON is read as a text. Raises ConfigError, DataError."""
+    """Every row of a benchmark, parsed; a paragraph of a text file is a row. Raises ConfigError, DataError."""
     for file in _files(benchmark, relative_to, fetch):
+        is_text = file.suffix.lower() in TEXT_SUFFIXES
         for row in read_file(file):
             try:
-                yield orjson.loads(row.data)
-            except orjson.JSONDecodeError:
-                yield row.data.decode("utf-8", "replace")
+                value = orjson.loads(row.data)
+            except orjson.JSONDecodeError as exc:
+                raise DataError(file, [RowFault(row.line, f"not JSON: {exc}")]) from exc
+            yield from value["text"].split("\n\n") if is_text else (value,)
 
 
 def licence_verdict(origins: Sequence[Origin], base: tuple[str, str] | None) -> Verdict:

@@ -14,7 +14,8 @@ import orjson
 
 from trainer.errors import ConfigError, DataError, RowFault
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".csv", ".parquet", ".txt", ".md")
+TEXT_SUFFIXES = (".txt", ".md")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".csv", ".parquet", *TEXT_SUFFIXES)
 PIECE_CHARS = 8000
 PARQUET_ROWS = 1024
 
@@ -54,7 +55,7 @@ def read_file(path: Path, *, piece_chars: int = PIECE_CHARS) -> Iterator[RawRow]
             yield from _csv(path)
         elif name.endswith(".parquet"):
             yield from _parquet(path)
-        elif name.endswith((".txt", ".md")):
+        elif name.endswith(TEXT_SUFFIXES):
             yield from _text(path, piece_chars)
         else:
             raise DataError(path, [RowFault(0, f"is of no kind known here: {', '.join(SUFFIXES)}")])

@@ -25,7 +25,7 @@ READ_AT_ONCE = 262_144
 class RowStore:
     """Appended to first, then read; one process. Lies in a folder of its own, which its owner removes."""
 
-    def __init__(self, folder: Path, columns: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, columns: Mapping[str, Any], *, sorted_at_once: int = SORTED_AT_ONCE) -> None:
         """columns: name -> numpy type of one number."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
@@ -33,6 +33,7 @@ class RowStore:
         self._files: dict[str, IO[bytes]] = {name: (folder / f"{name}.column").open("w+b") for name in self._types}
         self._rows = (folder / "rows.jsonl").open("w+b")
         self._size_bytes = 0
+        self._sorted_at_once = sorted_at_once
         self.count = 0
 
     def __enter__(self) -> Self:
@@ -105,7 +106,7 @@ class RowStore:
                     yield row, first + int(wanted[place])
 
     def _in_ranges(self, name: str, among: Mask) -> Iterator[tuple[Ids, NDArray[np.uint64]]]:
-        parts = max(1, -(-self.count // SORTED_AT_ONCE))
+        parts = max(1, -(-self.count // self._sorted_at_once))
         width = (1 << 64) // parts + 1
         for part in range(parts):
             low, high = part * width, min((part + 1) * width, 1 << 64) - 1
