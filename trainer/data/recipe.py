@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from trainer.data.card import DataFormat, Part, TeacherCard
 
@@ -75,11 +75,17 @@ class PrivacyConfig(_Frozen):
     action: Literal["redact", "reject", "off"] = Field(
         "redact", description="redact: replaced by its kind, such as <EMAIL_ADDRESS>."
     )
-    kinds: tuple[PersonalKind, ...] = KINDS
+    kinds: tuple[PersonalKind, ...] = Field(KINDS, min_length=1)
     regions: tuple[str, ...] = Field(
         ("US", "GB", "DE", "FR", "IN", "BR"), description="Countries whose national telephone numbers are known."
     )
     min_score: float = Field(0.4, ge=0, le=1, description="Presidio's confidence from which on a finding counts.")
+
+    @field_validator("action", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        """YAML reads a bare off as false."""
+        return "off" if value is False else value
 
 
 class DuplicateConfig(_Frozen):
