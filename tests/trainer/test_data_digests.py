@@ -73,5 +73,9 @@ def test_an_instruction_that_every_prompt_repeats_is_no_sign_of_likeness() -> No
 
 
 def test_rows_that_are_nothing_but_form_keep_their_shingles() -> None:
-    rows = [said(row(text(20, 0))) for _ in range(30)]
+    rows = [said(row(text(20, 0), f"answer {number}")) for number in range(30)]
     assert rows[0].shingles(boilerplate_of(rows)) == rows[0].shingles(frozenset())
+
+
+def test_rows_that_are_there_many_times_are_no_form() -> None:
+    assert not boilerplate_of([said(row(text(20, number % 10))) for number in range(100)])

@@ -123,10 +123,11 @@ def jaccard(one: Iterable[int], other: Iterable[int]) -> float:
 
 def boilerplate_of(rows: Sequence[Said]) -> frozenset[int]:
     """Shingles of a form that many of the rows fill in: a long instruction that each prompt repeats, for instance."""
-    if len(rows) < BOILERPLATE_ROWS:
+    distinct = {row.exact: row for row in rows}.values()  # a row that is there many times is no form
+    if len(distinct) < BOILERPLATE_ROWS:
         return frozenset()
     seen: Counter[int] = Counter()
-    for row in rows:
+    for row in distinct:
         prompt, answer = row.shingles(frozenset())
         seen.update({*prompt, *answer})
-    return frozenset(hash_ for hash_, count in seen.items() if count > BOILERPLATE_SHARE * len(rows))
+    return frozenset(hash_ for hash_, count in seen.items() if count > BOILERPLATE_SHARE * len(distinct))
