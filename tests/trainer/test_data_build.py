@@ -253,7 +253,7 @@ def test_texts_are_cut_built_and_read_back(tmp_path: Path) -> None:
         }
     )
     built = run(config, tmp_path)
-    texts = [each for part in ("train", "eval") for each in read_dataset(built.folder).texts(part)]  # type: ignore[arg-type]
+    texts = [each for part in ("train", "eval") for each in read_dataset(built.folder).texts(part)]
     assert len(texts) == built.account.read + built.account.pieces
     assert max(map(len, texts)) <= 500
     assert Counter(" ".join(texts).split()) == Counter(
