@@ -53,7 +53,12 @@ COMMANDS: dict[str, Mount] = {
     "data": Mount("trainer.cli.data:data_app", "Fetch and build data sets."),
     "train": Mount("trainer.cli.train:train_app", "Train an adapter from a configuration file."),
     "eval": Mount("trainer.cli.evaluate:eval_app", "Score an adapter against its base, plain and few-shot."),
+    "jobs": Mount("gateway.cli.jobs:jobs_app", "Fine-tuning jobs: list, follow, cancel, pause, resume."),
     "worker": Mount("trainer.cli.worker:worker_app", "Train what was asked for over the fine-tuning API."),
+    "compare-approaches": Mount(
+        "trainer.cli.compare_approaches:compare_app",
+        "Prompting, tuning and merging on one task: accuracy, P95, cost.",
+    ),
     "loadtest": Mount("loadtests.cli:app", "Measure P95 under load, with an exit code."),
 }
 

@@ -380,7 +380,8 @@ class Jobs:
         if ended is not None:
             return ended
         columns = (JobRow.id, JobRow.tenant, JobRow.created_at, JobRow.started_at)
-        query = sa.select(*columns).where(claimable)
+        alive = sa.select(TenantRow.name).where(TenantRow.archived_at.is_(None))
+        query = sa.select(*columns).where(claimable, JobRow.tenant.in_(alive))
         if bases is not None:
             query = query.where(JobRow.base.in_(["", *bases]))
         waiting = [

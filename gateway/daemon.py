@@ -103,6 +103,55 @@ def start(home: Home) -> Process:
         )
 
 
+def worker_file(home: Home) -> Path:
+    return home.run / "worker.pid"
+
+
+def start_worker(home: Home, url: str) -> Process | None:
+    """`lorikeet worker` beside the gateway, its output appended to a log of its own; None when one was started and lives."""
+    if _worker(home) is not None:
+        return None
+    with (home.logs / "worker.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lorikeet", "worker", "--gateway", url],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"LORIKEET_HOME": str(home.root)},
+        )
+    created = psutil.Process(process.pid).create_time()
+    worker_file(home).write_text(json.dumps({"pid": process.pid, "created": created}), encoding="utf-8")
+    return process
+
+
+def _worker(home: Home) -> psutil.Process | None:
+    """The worker that `start_worker` left, if it lives: a reused process id has another time of birth."""
+    try:
+        noted = json.loads(worker_file(home).read_text(encoding="utf-8"))
+        process = psutil.Process(int(noted["pid"]))
+        return process if process.create_time() == noted["created"] and process.is_running() else None
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+        return None
+
+
+def stop_worker(home: Home, *, patience_s: float = 20.0) -> bool:
+    """End it at once: its job goes on with the next worker from the last checkpoint. Whether one ran."""
+    process = _worker(home)
+    if process is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+            time.sleep(POLL_S)
+            process.terminate()  # the second time: without waiting for a checkpoint
+            try:
+                process.wait(patience_s)
+            except psutil.TimeoutExpired:
+                process.kill()
+                process.wait(10)
+    worker_file(home).unlink(missing_ok=True)
+    return process is not None
+
+
 def tail(path: Path, lines: int = 30) -> str:
     """The end of a log."""
     try:
@@ -129,6 +178,7 @@ def stop(home: Home, *, patience_s: float) -> Stopped:
     Engines that an earlier, killed gateway of this data folder left alone are found and ended too.
     """
     began = time.monotonic()
+    stop_worker(home)
     running = find(home)
     killed = 0
     if running:

@@ -50,6 +50,7 @@ def serve() -> None:
 
 def up(
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the first real answer.")] = 600,
+    worker: Annotated[bool, typer.Option("--worker", help="Also start a worker that trains fine-tuning jobs.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Start gateway and engine in the background and wait until the model has really answered.
@@ -80,6 +81,8 @@ def up(
         if key and json:  # there will be no document, and no other chance to see it
             typer.echo(f"Created tenant {tenant}. Its API key, shown only this once: {key}", err=True)
         raise
+    if worker:
+        daemon.start_worker(settings.home, url)
     took_s = time.monotonic() - began
     log_files = [str(daemon.log_file(settings.home)), *map(str, sorted(settings.home.logs.glob("engine*.log")))]
     if json:

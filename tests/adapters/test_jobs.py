@@ -257,3 +257,11 @@ def test_jobs_are_found_page_by_page_and_by_their_metadata(jobs: Jobs, clock: An
     assert [job.id for job in jobs.jobs("acme", after=ids[2], limit=1)] == [ids[1]]
     with pytest.raises(NotFoundError):
         jobs.jobs("acme", after="ftjob-0")
+
+
+def test_an_archived_tenants_jobs_are_left_alone(jobs: Jobs, registry: Registry) -> None:
+    jobs.create("acme", {})
+    theirs = jobs.create("globex", {})
+    registry.archive_tenant("acme")
+    assert claimed(jobs).id == theirs.id
+    assert jobs.claim("one") is None

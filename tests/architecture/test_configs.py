@@ -15,7 +15,11 @@ from loadtests.scenario import load_scenario
 from tests.architecture.observability import load_rules, load_scrapes
 from trainer.config import load_config, load_train_config
 from trainer.data.catalog import load_dataset_spec
+from trainer.estimate import load_gpus
+from trainer.evaluation.approaches import Comparison
 from trainer.evaluation.config import EvalConfig
+from trainer.evaluation.probes import ProbeConfig
+from trainer.recipe import load_recipes
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.y*ml"))
@@ -36,14 +40,26 @@ def load_eval_config(path: Path) -> EvalConfig:
     return load_config(path, EvalConfig)
 
 
+def load_probe_config(path: Path) -> ProbeConfig:
+    return load_config(path, ProbeConfig)
+
+
+def load_comparison(path: Path) -> Comparison:
+    return load_config(path, Comparison)
+
+
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "configs/gateway.yaml": load_settings,
     "configs/bases": load_spec,
     "configs/data": load_data_spec,
     "configs/engines": load_profile,
     "configs/promotion.yaml": load_policy,
+    "configs/jobs.yaml": load_recipes,
     "configs/eval": load_eval_config,
+    "configs/eval/probes": load_probe_config,
+    "configs/eval/approaches": load_comparison,
     "configs/loadtests": load_scenario,
+    "configs/gpus.yaml": load_gpus,
     "configs/observability/alerts.yaml": load_rules,
     "configs/observability/prometheus.yml": load_scrapes,
     "configs/train": load_train_config,
