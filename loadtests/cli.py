@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-import uvloop
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -23,6 +22,7 @@ from loadtests.compare import compare as compare_runs
 from loadtests.errors import LoadTestError
 from loadtests.live import LiveView
 from loadtests.loads import describe_load
+from loadtests.loop import new_event_loop
 from loadtests.record import Run, read_run
 from loadtests.scenario import Scenario, load_scenario
 from loadtests.search import Limits, Probe, at_rate
@@ -83,7 +83,7 @@ def run(
             _show_plan(_in_loop(plan_only(scenario, address, keys)), as_json=as_json)
             return
         folder = out or default_folder(scenario.name)
-        view, calibration = LiveView(Console(stderr=True)), latest_calibration(lorikeet_home())
+        view, calibration = _live_view(Console(stderr=True)), latest_calibration(lorikeet_home())
         measured, summary = _in_loop(measure(scenario, address, keys, folder, calibration=calibration, view=view))
     except (LoadTestError, OSError) as exc:  # OSError: --out cannot be written
         raise _usage(exc) from exc
@@ -119,7 +119,7 @@ def search(
         calibration = latest_calibration(lorikeet_home())
 
         async def probe(rate_per_s: float, number: int) -> tuple[Run, Summary]:
-            view = LiveView(console)
+            view = _live_view(console)
             place, asked = folder / f"probe-{number:02}", at_rate(scenario, rate_per_s, number)
             return await measure(asked, address, keys, place, calibration=calibration, view=view)
 
@@ -175,7 +175,7 @@ def calibrate(
     """
     try:
         calibration = _in_loop(
-            measure_calibration(rate or [50, 200], duration_s, view=lambda: LiveView(Console(stderr=True)))
+            measure_calibration(rate or [50, 200], duration_s, view=lambda: _live_view(Console(stderr=True)))
         )
     except LoadTestError as exc:
         raise _usage(exc) from exc
@@ -284,8 +284,13 @@ def _asked(scenario_file: Path, url: str | None, key: list[str] | None) -> tuple
     return scenario, keys, address
 
 
+def _live_view(console: Console) -> LiveView | None:
+    """Where nobody sees it, it would only cost processor time."""
+    return LiveView(console) if console.is_terminal else None
+
+
 def _in_loop(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(work)
 
 

@@ -4,6 +4,7 @@ Instants are those at which bytes came; they are parsed afterwards, so parsing c
 """
 
 import asyncio
+import math
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -126,12 +127,11 @@ class Client:
             raise
         return asking.text
 
-    def wait_for(self, asking: "Asking", wait_s: float | None) -> None:
-        """It gives up after wait_s, by default the time-out."""
-        wait_s = self.timeout_s if wait_s is None else wait_s
+    def patience(self, wait_s: float) -> Patience:
+        """Of those who give up after wait_s."""
         if wait_s not in self._patience:
             self._patience[wait_s] = Patience(wait_s)
-        self._patience[wait_s].add(asking)
+        return self._patience[wait_s]
 
     def close(self) -> None:
         """Nothing gives up any more."""
@@ -230,7 +230,10 @@ class Asking:
         self._unread: list[tuple[bytes, float]] = []  # what came, and when
         self._whole: list[bytes] = []  # of an answer that is not streamed
         self._streams = False
+        self._merged = False  # content of several events came in one read
         self._leaves = planned.cancel_after_s is not None and planned.cancel_after_s < client.timeout_s
+        wait_s = planned.cancel_after_s if self._leaves and planned.cancel_after_s else client.timeout_s
+        self._patience = client.patience(wait_s)
         self._exchange: Exchange | None = None
         self.finished = False
 
@@ -242,7 +245,7 @@ class Asking:
         """Send it."""
         self.record.sent_s = self._clock()
         self._exchange = self._client.pool.start(self._request, self, self._clock)
-        self._client.wait_for(self, self._planned.cancel_after_s if self._leaves else None)
+        self._patience.add(self)
 
     def abandon(self) -> None:
         """Close the connection, unless it is done. What came up to now is in the record; nobody is told."""
@@ -309,11 +312,10 @@ class Asking:
     def _read(self) -> None:
         """What came, in one go: read chunk by chunk it would cost twice the processor time."""
         for data, at_s in self._unread:
-            with_content = False
-            for event, payload in self._events.feed(data):
-                with_content |= self._answer.add(event, payload)
-            if with_content:  # events that came in one read came at one instant
+            contents = sum(self._answer.add(event, payload) for event, payload in self._events.feed(data))
+            if contents:  # events that came in one read came at one instant
                 self.record.content_s.append(at_s)
+            self._merged |= contents > 1
         self._unread.clear()
 
     def _settle(self) -> None:
@@ -334,6 +336,7 @@ class Asking:
             record.error = answer.error or "no finish_reason: the answer just ended"
         else:
             record.outcome = Outcome.OK
+            self._client.pool.note_gap(0.0 if self._merged else min(record.chunk_gaps_s, default=math.inf))
 
     def _finish(self) -> None:
         self.finished = True

@@ -5,17 +5,18 @@ the opening of a connection: an answer is handed over in calls.
 """
 
 import asyncio
+import math
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import httptools
 
-from loadtests import inbox
+from loadtests import loop
 from loadtests.alarm import Clock
-from loadtests.inbox import Inbox, Link
+from loadtests.inbox import Link
 
 # uvicorn and Node close a connection that was idle for 5 s; a request sent into its closing would be lost.
 KEEP_ALIVE_S = 4.0
@@ -48,6 +49,7 @@ class Connection(asyncio.Protocol):
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._free = free
         self._transport: Link | asyncio.Transport | None = None
+        self._link: Link | None = None  # the same, where it is one
         self._parser = httptools.HttpResponseParser(self)
         self._receiver: Receiver | None = None
         self._clock: Clock = time.monotonic
@@ -56,53 +58,51 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._whole = False
         self._until_closed = False  # the answer ends where the connection ends
-        self._usable = True
-
-    @property
-    def usable(self) -> bool:
-        return self._usable and self._transport is not None and not self._transport.is_closing()
+        self.usable = True  # for another request, once this one is answered
 
     @property
     def address(self) -> str:
         """Of the server."""
-        if isinstance(self._transport, Link):
-            return self._transport.address
-        return "" if self._transport is None else str((self._transport.get_extra_info("peername") or ("",))[0])
+        if not isinstance(self._transport, asyncio.Transport):
+            return ""
+        return str((self._transport.get_extra_info("peername") or ("",))[0])
 
     def start(self, request: bytes, receiver: Receiver, clock: Clock) -> None:
         """Send the request. The receiver hears of the end in any case, but where `abort` is called before."""
-        assert self._transport is not None  # noqa: S101  it is connected
-        self._receiver, self._clock, self._read_s, self._whole = receiver, clock, clock(), False
-        if isinstance(self._transport, Link):
-            self._transport.hurries = receiver.hurries
-        self._transport.write(request)
+        self._receiver, self._clock, self._read_s, self._whole = receiver, clock, -math.inf, False
+        if self._link is not None:
+            self._link.ask(request, hurries=receiver.hurries)
+        elif self._transport is not None:
+            self._transport.write(request)
 
     def catch_up(self) -> None:
         """Hand over what came up to now."""
-        if isinstance(self._transport, Link):
-            self._transport.hand_over()
+        if self._link is not None:
+            self._link.hand_over()
 
-    def abort(self) -> None:
-        self._usable, self._receiver = False, None
+    def abandon(self) -> None:
+        self.usable, self._receiver = False, None
         if self._transport is not None:
             self._transport.abort()
 
-    def received(self, data: bytes, age_s: float) -> None:
-        """age_s: how long ago the bytes came."""
-        if self._receiver is None:  # nobody asked, such as a 408 before the server closes; or nobody asks any more
-            self.abort()
-            return
-        self._read_s = max(self._read_s, self._clock() - age_s)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as exc:
-            self._end(BrokenConnectionError(type(exc).__name__))
-            self.abort()
-            return
-        if self._body:
-            self._hand_over()
-        if self._whole:
-            self._end(None)
+    def received(self, pieces: Sequence[tuple[bytes, float]]) -> None:
+        """Bytes, and when they came, by the monotonic clock."""
+        behind_s = time.monotonic() - self._clock()
+        for data, came_s in pieces:
+            if self._receiver is None:  # nobody asked, such as a 408 before the server closes; or nobody asks any more
+                self.abandon()
+                return
+            self._read_s = max(self._read_s, came_s - behind_s)
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserError as exc:
+                self._end(BrokenConnectionError(type(exc).__name__))
+                self.abandon()
+                return
+            if self._body:
+                self._hand_over()
+            if self._whole:
+                self._end(None)
 
     def _hand_over(self) -> None:
         data = self._body[0] if len(self._body) == 1 else b"".join(self._body)
@@ -122,9 +122,9 @@ class Connection(asyncio.Protocol):
         receiver, self._receiver = self._receiver, None
         if receiver is None:
             return
-        if isinstance(self._transport, Link):
-            self._transport.hurries = True  # what nobody asked for must be seen before the next request
-        if error is None and self.usable:
+        if self._link is not None:
+            self._link.rest()
+        if error is None and self.usable and self._transport is not None and not self._transport.is_closing():
             self._free(self)
         receiver.on_end(self._read_s, error)
 
@@ -132,12 +132,13 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport | Link) -> None:
         self._transport = cast(asyncio.Transport | Link, transport)
+        self._link = transport if isinstance(transport, Link) else None
 
     def data_received(self, data: bytes) -> None:
-        self.received(data, 0.0)
+        self.received([(data, time.monotonic())])
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._usable = False
+        self.usable = False
         self._read_s = self._clock()
         if exc is None and self._until_closed:
             self._end(None)
@@ -167,27 +168,38 @@ class Connection(asyncio.Protocol):
             return  # 100 Continue and its like: the answer is still to come
         self._whole = True
         self._until_closed = False
-        self._usable &= self._parser.should_keep_alive()
+        self.usable &= self._parser.should_keep_alive()
 
 
-class Exchange:
-    """A request on its way, over a connection that is open or being opened."""
+AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]  # as getaddrinfo gives them
 
-    def __init__(self) -> None:
-        self.connection: Connection | None = None
-        self.opening: asyncio.Task[None] | None = None
+
+class Exchange(Protocol):
+    """A request on its way."""
 
     def catch_up(self) -> None:
         """The receiver hears of what came up to now, and perhaps of the end."""
+
+    def abandon(self) -> None:
+        """Closes the connection; the receiver hears nothing more. Only while it has not heard of the end."""
+
+
+class Opening:
+    """A request whose connection is being opened."""
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def catch_up(self) -> None:
         if self.connection is not None:
             self.connection.catch_up()
 
     def abandon(self) -> None:
-        """Closes the connection; the receiver hears nothing more. Only while it has not heard of the end."""
         if self.connection is not None:
-            self.connection.abort()
-        elif self.opening is not None:
-            self.opening.cancel()
+            self.connection.abandon()
+        elif self.task is not None:
+            self.task.cancel()
 
 
 class ConnectionPool:
@@ -195,87 +207,86 @@ class ConnectionPool:
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
         self._host, self._port, self._tls = host, port, tls
-        self._address = ""  # found by the first connection: no later one waits for a name server
-        self._inbox = Inbox() if inbox.AVAILABLE and tls is None else None
+        # found by the first connection: no later one waits for a name server
+        self._found: list[AddressInfo] = []
+        self._address = ""  # the same, for connections of the event loop
+        waiting = loop.running()
+        self._inbox = waiting.inbox if waiting is not None and tls is None else None
         self._opening: set[asyncio.Task[None]] = set()
         self._open: set[Connection] = set()
         self._idle: list[tuple[float, Connection]] = []  # since when, the latest last
 
     def start(self, request: bytes, receiver: Receiver, clock: Clock) -> Exchange:
         """Send the request over a connection that is free, or a new one. The receiver is not called before this returns."""
-        exchange = Exchange()
-        exchange.connection = self._take()
-        if exchange.connection is not None:
-            exchange.connection.start(request, receiver, clock)
-        else:
-            exchange.opening = asyncio.get_running_loop().create_task(self._start(exchange, request, receiver, clock))
-            self._opening.add(exchange.opening)
-            exchange.opening.add_done_callback(self._opening.discard)
-        return exchange
+        oldest_s = time.monotonic() - KEEP_ALIVE_S
+        while self._idle:
+            since_s, connection = self._idle.pop()
+            if connection.usable and since_s > oldest_s:
+                connection.start(request, receiver, clock)
+                return connection
+            connection.abandon()
+        opening = Opening()
+        opening.task = asyncio.get_running_loop().create_task(self._start(opening, request, receiver, clock))
+        self._opening.add(opening.task)
+        opening.task.add_done_callback(self._opening.discard)
+        return opening
+
+    def note_gap(self, gap_s: float) -> None:
+        """The shortest between two chunks of an answer: 0 where two came at once, infinite where there was one chunk."""
+        if self._inbox is not None:
+            self._inbox.note_gap(gap_s)
 
     async def close(self) -> None:
         for task in self._opening:
             task.cancel()
         await asyncio.gather(*self._opening, return_exceptions=True)
         for connection in self._open:
-            connection.abort()
+            connection.abandon()
         await asyncio.gather(*(connection.closed for connection in self._open))
-        if self._inbox is not None:
-            self._inbox.close()
-
-    def _take(self) -> Connection | None:
-        oldest_s = time.monotonic() - KEEP_ALIVE_S
-        while self._idle:
-            since_s, connection = self._idle.pop()
-            if connection.usable and since_s > oldest_s:
-                return connection
-            connection.abort()
-        return None
 
     def _free(self, connection: Connection) -> None:
         self._idle.append((time.monotonic(), connection))
 
-    async def _start(self, exchange: Exchange, request: bytes, receiver: Receiver, clock: Clock) -> None:
+    async def _start(self, opening: Opening, request: bytes, receiver: Receiver, clock: Clock) -> None:
         try:
-            exchange.connection = await self._connect()
+            opening.connection = await self._connect()
         except OSError as exc:
             receiver.on_end(clock(), exc)
         else:
-            exchange.connection.start(request, receiver, clock)
+            opening.connection.start(request, receiver, clock)
 
     async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
-        host, self._address = self._address or self._host, ""  # asked for anew if this one fails
-        if self._inbox is None:
-            name = self._host if self._tls else None
-            _, connection = await loop.create_connection(
-                lambda: Connection(self._free), host, self._port, ssl=self._tls, server_hostname=name
-            )
+        connection = Connection(self._free)
+        if self._inbox is not None:
+            connection.connection_made(Link(await self._connected(), connection, self._inbox))
         else:
-            connected = await _connected(host, self._port)
-            connection = Connection(self._free)
-            connection.connection_made(Link(connected, connection, self._inbox))
-        self._address = connection.address
+            host, self._address = self._address or self._host, ""  # asked for anew if this one fails
+            name = self._host if self._tls else None
+            await asyncio.get_running_loop().create_connection(
+                lambda: connection, host, self._port, ssl=self._tls, server_hostname=name
+            )
+            self._address = connection.address
         self._open.add(connection)
         connection.closed.add_done_callback(lambda _: self._open.discard(connection))
         return connection
 
-
-async def _connected(host: str, port: int) -> socket.socket:
-    """To the first of the host's addresses that answers. Raises OSError, of the last one where none does."""
-    loop = asyncio.get_running_loop()
-    error = OSError(f"{host} has no address")
-    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        candidate = socket.socket(family, kind, protocol)
-        try:
-            candidate.setblocking(False)
-            await loop.sock_connect(candidate, address)
-        except OSError as exc:
-            candidate.close()
-            error = exc
-        except BaseException:
-            candidate.close()
-            raise
-        else:
-            return candidate
-    raise error
+    async def _connected(self) -> socket.socket:
+        """To the first of the host's addresses that answers. Raises OSError, of the last one where none does."""
+        running = asyncio.get_running_loop()
+        found, self._found = self._found, []  # asked for anew if this one fails
+        error = OSError(f"{self._host} has no address")
+        for place in found or await running.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM):
+            candidate = socket.socket(*place[:3])
+            try:
+                candidate.setblocking(False)
+                await running.sock_connect(candidate, place[4])
+            except OSError as exc:
+                candidate.close()
+                error = exc
+            except BaseException:
+                candidate.close()
+                raise
+            else:
+                self._found = [place]
+                return candidate
+        raise error

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtests.alarm import Clock
+from loadtests.alarm import Alarm, Clock
 from loadtests.record import Health, PhaseWindow, Record
 from loadtests.scenario import HealthLimits
 from loadtests.stats import percentile_of
@@ -40,10 +40,18 @@ class Pulse:
 
     async def beat(self, clock: Clock) -> None:
         """Runs until cancelled."""
-        while True:
-            due_s = clock() + BEAT_S
-            await asyncio.sleep(BEAT_S)
-            self.note(due_s, clock(), time.process_time())
+        with Alarm(clock) as alarm:
+
+            def wait() -> None:
+                due_s = clock() + BEAT_S
+                alarm.call_at(due_s, lambda: beat(due_s))
+
+            def beat(due_s: float) -> None:
+                self.note(due_s, clock(), time.process_time())
+                wait()
+
+            wait()
+            await asyncio.Event().wait()
 
     def extend(self, later: "Pulse") -> None:
         self.at_s += later.at_s

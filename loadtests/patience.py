@@ -1,6 +1,7 @@
 """Give up on requests that take too long: many with the same patience, on one timer."""
 
 import asyncio
+import time
 from collections import deque
 from typing import Protocol
 
@@ -25,7 +26,7 @@ class Patience:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, waiting: Waiting) -> None:
-        self._waiting.append((self._loop.time() + self._wait_s, waiting))
+        self._waiting.append((time.monotonic() + self._wait_s, waiting))
         if self._timer is None:
             self._timer = self._loop.call_later(self._wait_s, self._look)
 
@@ -39,8 +40,9 @@ class Patience:
         self._timer = None
         while self._waiting:
             due_s, waiting = self._waiting[0]
-            if not waiting.finished and due_s > self._loop.time():
-                self._timer = self._loop.call_at(due_s, self._look)
+            wait_s = due_s - time.monotonic()
+            if not waiting.finished and wait_s > 0:
+                self._timer = self._loop.call_later(wait_s, self._look)
                 return
             self._waiting.popleft()
             if not waiting.finished:

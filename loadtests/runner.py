@@ -20,7 +20,7 @@ from loadtests.record import Mark, Outcome, PhaseWindow, Record, Sample
 from loadtests.schedule import Planned, Workload, windows
 
 RETRY_PAUSE_S = 0.1  # a closed loop on a dead server would otherwise spin
-AHEAD = 16  # requests made ready together
+AHEAD = 64  # requests made ready together
 DRAIN_STEP_S = 0.02  # how often is looked whether the last answers came
 LEAD_S = 0.05  # the clock starts this long before the first request, so that it is not late already
 
@@ -203,7 +203,8 @@ class _Generator:
             return partial(self._begin, self._client.prepare(planned, record, self._run.clock, done=self._answered))
 
         def send_what_is_due() -> None:
-            while ready and ready[0][0] <= self._run.clock():
+            now_s = self._run.clock()
+            while ready and ready[0][0] <= now_s:
                 ready.popleft()[1]()
             if not ready:
                 ready.extend((planned.at_s or 0.0, prepare(planned)) for planned in itertools.islice(schedule, AHEAD))

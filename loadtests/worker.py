@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import orjson
-import uvloop
 
 from loadtests.client import open_for
 from loadtests.health import Pulse
 from loadtests.inputs import load_inputs
+from loadtests.loop import new_event_loop
 from loadtests.runner import Execution, Shard, execute
 from loadtests.scenario import Scenario
 from loadtests.schedule import Planned, Workload
@@ -23,7 +23,7 @@ REPORT_EVERY_S = 0.25
 
 
 def main() -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_work())
 
 

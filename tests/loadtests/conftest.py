@@ -1,10 +1,16 @@
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
+from loadtests.loop import new_event_loop
 from tests.loadtests.server import FakeServer, serving
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that runs load tests; where a test is about it, on the usual one too."""
+    return {"ours": new_event_loop}
 
 
 @pytest.fixture

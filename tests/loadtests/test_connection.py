@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtests.connection import BrokenConnectionError, ConnectionPool
+from loadtests.loop import new_event_loop
 from tests.loadtests.server import until
 
 CHUNKED = (
@@ -27,6 +28,7 @@ class Received:
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
     body: bytes = b""
     reads_s: list[float] = field(default_factory=list)
+    came_s: list[float] = field(default_factory=list)
     pause_s: float = 0.0
     hurries: bool = True
     end: "asyncio.Future[float]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -37,6 +39,7 @@ class Received:
     def on_body(self, data: bytes, at_s: float) -> float:
         self.body += data
         self.reads_s.append(time.monotonic())
+        self.came_s.append(at_s)
         return self.pause_s
 
     def on_end(self, at_s: float, error: Exception | None) -> None:
@@ -104,9 +107,12 @@ async def ask(pool: ConnectionPool, pause_s: float = 0.0, *, hurries: bool = Tru
     return received
 
 
+@pytest.mark.parametrize("loop_factory", [new_event_loop, asyncio.new_event_loop])
 @settings(max_examples=50)
 @given(cuts=st.lists(st.integers(0, len(CHUNKED)), max_size=8), answer=st.sampled_from([CHUNKED, SIZED]))
-def test_an_answer_is_the_same_wherever_its_bytes_are_cut(cuts: list[int], answer: bytes) -> None:
+def test_an_answer_is_the_same_wherever_its_bytes_are_cut(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], cuts: list[int], answer: bytes
+) -> None:
     async def check() -> None:
         ends = [*sorted(min(cut, len(answer)) for cut in cuts), len(answer)]
         pieces = [answer[start:end] for start, end in zip([0, *ends], ends, strict=False)]
@@ -114,7 +120,8 @@ def test_an_answer_is_the_same_wherever_its_bytes_are_cut(cuts: list[int], answe
             received = await ask(pool)
         assert (received.status, received.body) == (200, b"hello, there")
 
-    asyncio.run(check())
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(check())
 
 
 async def test_a_connection_is_used_again_only_after_its_answer_is_whole() -> None:
@@ -230,6 +237,41 @@ async def test_instants_are_those_at_which_bytes_came_however_late_they_are_look
         server.join()
     assert sent_s[0] - 0.01 < end_s < sent_s[1] + 0.1
     assert received.reads_s[0] > sent_s[1] + 0.4
+
+
+async def test_chunks_that_are_fetched_together_are_one_at_the_instant_of_the_last() -> None:
+    asked, stalls, done = threading.Event(), threading.Event(), threading.Event()
+    sent_s: list[float] = []
+
+    def serve() -> None:
+        with listener.accept()[0] as accepted:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            accepted.recv(4096)
+            asked.set()
+            stalls.wait(10)
+            for piece in (CHUNKED[:-12], CHUNKED[-12:]):
+                sent_s.append(time.monotonic())
+                accepted.sendall(piece)
+                time.sleep(0.2)
+            done.wait(10)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve)
+        server.start()
+        pool = ConnectionPool("127.0.0.1", listener.getsockname()[1], None)
+        received = Received(hurries=False)
+        pool.start(b"request", received, time.monotonic)
+        await until(asked.is_set)
+        stalls.set()
+        while len(sent_s) < 2:
+            time.sleep(0.001)  # noqa: ASYNC251
+        time.sleep(0.1)  # noqa: ASYNC251
+        await received.end
+        done.set()
+        await pool.close()
+        server.join()
+    assert (received.body, len(received.came_s)) == (b"hello, there", 1)
+    assert sent_s[1] - 0.01 < received.came_s[0] < sent_s[1] + 0.1
 
 
 async def test_an_answer_nobody_waits_for_is_whole_once_it_is_asked_for() -> None:
