@@ -156,6 +156,18 @@ def test_near_duplicates_may_stay_but_not_on_both_sides(tmp_path: Path) -> None:
     assert set(evaluated.values()) == {2}
 
 
+def test_rows_with_other_system_messages_are_no_duplicates_of_each_other(tmp_path: Path) -> None:
+    rows = rows_of(20)
+    told = [chat(f"{row['messages'][0]['content']} now", row["messages"][1]["content"]) for row in rows]
+    write(tmp_path / "plain.jsonl", rows)
+    write(tmp_path / "told.jsonl", told)
+    sources = [{"path": "plain.jsonl"}, {"path": "told.jsonl", "system": "Answer as a pirate would."}]
+    built = run(config_of("plain.jsonl", sources=sources, split={"eval_share": 0.2}), tmp_path)
+    assert lines(built, "rejected.jsonl") == []
+    prompts = Counter(" ".join(said(row).prompt).removesuffix(" now") for row in lines(built, "eval.jsonl"))
+    assert set(prompts.values()) == {2}
+
+
 def test_benchmarks_general_data_balance_and_agreement_are_told(tmp_path: Path) -> None:
     rows = [
         {**row, "kind": "common" if number % 10 else "rare", "other": "common"}

@@ -25,6 +25,11 @@ def test_case_punctuation_and_spaces_make_no_difference() -> None:
     assert said(row("Hello,  World!")).exact == said(row("hello world")).exact
 
 
+def test_texts_without_words_are_told_apart() -> None:
+    assert said(row("👍")).asked != said(row("👎")).asked
+    assert said(row("👍")).shingles(frozenset())[0]
+
+
 def test_system_messages_tell_rows_apart_but_not_their_prompts() -> None:
     one, other = said(row("q", system="a")), said(row("q", system="b"))
     assert one.exact != other.exact

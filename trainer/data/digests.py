@@ -37,8 +37,9 @@ _MIX = np.random.RandomState(SEED).randint(0, 2**63, BAND_ROWS, dtype=np.uint64)
 
 
 def plain(text: str) -> str:
-    """The text without case, punctuation and spaces that do not part words."""
-    return _NOT_WORD.sub(" ", text.casefold()).strip()
+    """The text without case, punctuation and spaces that do not part words; as it is where it has no words at all."""
+    folded = text.casefold()
+    return _NOT_WORD.sub(" ", folded).strip() or folded.strip()
 
 
 def digest(texts: Iterable[str]) -> int:
