@@ -8,6 +8,7 @@ waiting or leased, and the gateway's memory has a slope.
 """
 
 import argparse
+import json
 import threading
 import time
 from pathlib import Path
@@ -52,7 +53,7 @@ def main() -> None:
         for seed in range(ADAPTERS):
             folder = make_adapter(own.root / f"voice-{seed}", base, rank=8, alpha=16, seed=seed)
             own.ask("push", str(folder), "--name", f"voice-{seed}", tenant="acme")
-        gateway = psutil.Process(int((own.root / "run" / "gateway.pid").read_text().split()[0]))
+        gateway = psutil.Process(json.loads((own.root / "run" / "gateway.pid").read_text())["pid"])
         memory = Memory(gateway)
         out = load(own, given.minutes * 60, given.rate, given.kill_every)
         time.sleep(SETTLE_S)
