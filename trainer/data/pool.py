@@ -1,6 +1,7 @@
 """The same work on many items in several processes, results in the order of the items, few of them held at a time."""
 
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,6 +18,7 @@ _work: Callable[[Any], Any] | None = None  # of this process, where it is one of
 
 def _start(make: Callable[[Any], Callable[[Any], Any]], given: Any) -> None:
     global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that owns the pool
     _work = make(given)
 
 
@@ -34,6 +36,7 @@ def in_order(
         for item in items:
             yield item, work(item)
         return
+    others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads of a progress bar
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(make, given)) as pool:
         waiting: deque[tuple[Item, Future[Result]]] = deque()
@@ -48,4 +51,6 @@ def in_order(
                 yield first, future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()  # what it was at would be thrown away
             raise
