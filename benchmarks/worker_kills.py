@@ -86,6 +86,9 @@ class Machine:
         self.registry = Registry(self.database, secret=load_secret(self.home.secret))
         self.jobs = Jobs(self.database)
         self.registry.create_tenant("acme")
+        while not httpx.get(f"{self.url}/readyz", timeout=PATIENCE_S).is_success:
+            time.sleep(0.1)
+        time.sleep(2 * Settings().refresh_s)  # by then it has read of the tenant
 
     def close(self) -> None:
         self.database.dispose()

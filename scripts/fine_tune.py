@@ -3,8 +3,8 @@
     lorikeet worker &
     LORIKEET_API_KEY=lk-… python -m scripts.fine_tune
 
-The key needs the scopes `jobs` and `inference`. What is learned: to file a customer's message under one of three words, which
-the base model answers at length instead. It takes a minute or two on two CPU cores.
+The key needs the scopes `jobs` and `inference`. What is learned: to file a customer's message under one of three words, where
+the base model replies at length. It takes a minute or two on two CPU cores.
 """
 
 import argparse
@@ -37,7 +37,6 @@ MESSAGES = {
     ),
 }
 THINGS = ("lamp", "jacket", "kettle", "chair", "phone")
-INSTRUCTION = "File the message under billing, shipping or returns. Message: "
 ASKED = "Where is my umbrella? It was due on Monday."  # in none of the rows
 ENDED = ("succeeded", "failed", "cancelled")
 
@@ -47,7 +46,7 @@ def rows() -> bytes:
     lines = [
         {
             "messages": [
-                {"role": "user", "content": INSTRUCTION + message.format(thing)},
+                {"role": "user", "content": message.format(thing)},
                 {"role": "assistant", "content": label},
             ]
         }
@@ -64,7 +63,7 @@ def tell(line: str) -> None:
 
 
 def answer(client: openai.OpenAI, model: str) -> str:
-    messages: Any = [{"role": "user", "content": INSTRUCTION + ASKED}]
+    messages: Any = [{"role": "user", "content": ASKED}]
     reply = client.chat.completions.create(model=model, messages=messages, max_tokens=24, temperature=0)
     return str(reply.choices[0].message.content)
 
@@ -88,7 +87,7 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8080/v1")
     parser.add_argument("--model", default="SmolLM2-135M-Instruct", help="what is tuned: the base model, or an adapter")
     parser.add_argument("--suffix", default="desk")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=8)
     asked = parser.parse_args()
     with openai.OpenAI(base_url=asked.url, api_key=os.environ["LORIKEET_API_KEY"]) as client:
         tell(f"{asked.model}: {answer(client, asked.model)!r}")

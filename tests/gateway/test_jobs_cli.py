@@ -66,6 +66,7 @@ def test_the_worker_beside_the_gateway_is_started_once_and_ended_with_it(
     assert psutil.pid_exists(process.pid)
     assert daemon.start_worker(home, "http://127.0.0.1:1") is None
     daemon.stop(home, patience_s=1)
+    assert process.wait(10) is not None
     assert not psutil.pid_exists(process.pid)
     assert not daemon.worker_file(home).exists()
     assert not daemon.stop_worker(home)
