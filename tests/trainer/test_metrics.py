@@ -1,12 +1,15 @@
 """Metrics: known answers, and the paired test against its definition."""
 
 import math
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.evaluation.metrics import Judged, judge, mcnemar, summarise
+from trainer.errors import EvaluationError
+from trainer.evaluation.metrics import Judged, classes, completeness, judge, mcnemar, per_field, summarise
+from trainer.evaluation.text_scores import bertscore, rouge
 
 
 def label(wanted: str, given: str, stopped: bool = True) -> Judged:
@@ -75,3 +78,63 @@ def test_no_answer_breaks_a_judge(wanted: str, given: str) -> None:
     for task in ("classification", "json"):
         metrics = summarise(task, [judge(task, wanted, given, stopped=True, labels=[wanted])])
         assert all(0 <= value <= 1 for value in metrics.values())
+
+
+def test_a_schema_decides_where_there_is_one() -> None:
+    schema = {
+        "type": "object",
+        "required": ["a"],
+        "properties": {"a": {"type": "array"}},
+        "additionalProperties": False,
+    }
+    ours = judge("json", '{"a": [], "b": 1}', '{"a": []}', stopped=True, schema=schema)
+    assert (ours.scores["schema_rate"], ours.scores["completeness"]) == (1.0, 0.5)
+    assert judge("json", '{"a": []}', '{"a": 1}', stopped=True, schema=schema).scores["schema_rate"] == 0.0
+    assert judge("json", '{"a": []}', "prose", stopped=True, schema=schema).scores["schema_rate"] == 0.0
+
+
+def test_a_field_that_is_there_but_empty_is_not_complete() -> None:
+    assert completeness({"a": "x", "b": [], "c": [1]}, {"a": "", "b": [], "c": [2]}) == pytest.approx(2 / 3)
+
+
+def test_each_label_has_its_figures_and_other_answers_a_column() -> None:
+    rows = [label("a", "a"), label("a", "b"), label("b", "nonsense"), label("b", "B.")]
+    found = classes(rows, ["a", "b"])
+    assert found.confusion == ((1, 1, 0), (0, 1, 1))
+    assert found.recall == (0.5, 0.5)
+    assert found.precision == (1.0, 0.5)
+    assert summarise("classification", rows)["macro_f1"] == pytest.approx(sum(found.f1) / 2)
+
+
+def test_each_field_has_its_figures() -> None:
+    rows = [judge("json", '{"a": [1, 2], "b": "x"}', '{"a": [1, 3], "b": "x"}', stopped=True)]
+    found = per_field(rows)
+    assert found["a"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "wanted": 2}
+    assert found["b"]["f1"] == 1.0
+
+
+def test_a_text_is_compared_by_its_words() -> None:
+    same, half, other = rouge(["the cat sat"] * 3, ["the cat sat", "the cat", "dogs"])
+    assert same["rouge_l"] == 1.0
+    assert half["rouge_l"] == pytest.approx(0.8)
+    assert other["rouge_l"] == 0.0
+    judged = judge("text", "the cat sat", "The  cat sat", stopped=True, scores=same)
+    assert list(summarise("text", [judged])) == [
+        "rouge_l",
+        "rouge_1",
+        "rouge_2",
+        "exact_match",
+        "valid_rate",
+        "stop_rate",
+    ]
+
+
+def test_a_program_decides_by_its_tests() -> None:
+    judged = [judge("code", "assert 1", "pass", stopped=True, scores={"pass_at_1": value}) for value in (1.0, 0.0)]
+    assert summarise("code", judged) == {"pass_at_1": 0.5, "valid_rate": 1.0, "stop_rate": 1.0}
+
+
+def test_bertscore_without_its_model_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bert_score", None)
+    with pytest.raises(EvaluationError, match="bertscore"):
+        bertscore(["a"], ["b"], model="x", layers=None)

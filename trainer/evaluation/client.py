@@ -1,6 +1,7 @@
 """Ask a served model over the OpenAI interface, a bounded number of requests at a time."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,16 @@ from trainer.errors import EvaluationError
 
 ATTEMPTS = 4  # a gateway that sheds load answers 429 or 503 and means "again shortly"
 LONGEST_WAIT_S = 10.0
+RETRIED = (429, 502, 503, 504)
 
 
 @dataclass(frozen=True)
 class Answer:
     text: str
     stopped: bool
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    latency_s: float = 0.0  # of the attempt that was answered
 
 
 class ChatClient:
@@ -57,10 +62,16 @@ class ChatClient:
     async def answer(self, model: str, messages: Row, *, max_tokens: int) -> Answer:
         """Greedy. Raises EvaluationError."""
         body = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
-        answer = await self._send("POST", "/v1/chat/completions", json=body)
+        answer, latency_s = await self._timed("POST", "/v1/chat/completions", json=body)
         try:
-            choice = answer["choices"][0]
-            return Answer(str(choice["message"]["content"] or ""), choice["finish_reason"] == "stop")
+            choice, usage = answer["choices"][0], answer.get("usage") or {}
+            return Answer(
+                str(choice["message"]["content"] or ""),
+                choice["finish_reason"] == "stop",
+                int(usage.get("prompt_tokens") or 0),
+                int(usage.get("completion_tokens") or 0),
+                latency_s,
+            )
         except (LookupError, TypeError) as exc:
             raise EvaluationError(f"{self.url} answered '{model}' with something that is no chat completion.") from exc
 
@@ -72,38 +83,55 @@ class ChatClient:
         max_tokens: int,
         concurrency: int,
         advance: Callable[[], None] = lambda: None,
+        arrived: Callable[[int, Answer], None] = lambda index, answer: None,
     ) -> list[Answer]:
-        """In the order of the prompts. The first failure ends all. Raises EvaluationError."""
+        """In the order of the prompts. The first failure ends all. Raises EvaluationError.
+
+        arrived: told of each answer as it comes, with its prompt's index.
+        """
         slots = asyncio.Semaphore(concurrency)
 
-        async def one(messages: Row) -> Answer:
+        async def one(index: int, messages: Row) -> Answer:
             async with slots:
                 answer = await self.answer(model, messages, max_tokens=max_tokens)
+            arrived(index, answer)
             advance()
             return answer
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(prompt)) for prompt in prompts]
+                tasks = [group.create_task(one(index, prompt)) for index, prompt in enumerate(prompts)]
         except* EvaluationError as failed:
             raise failed.exceptions[0] from None
         return [task.result() for task in tasks]
 
+    async def get(self, path: str) -> Any:
+        """Raises EvaluationError."""
+        return await self._send("GET", path)
+
+    async def post(self, path: str, body: Any) -> Any:
+        """Raises EvaluationError."""
+        return await self._send("POST", path, json=body)
+
     async def _send(self, method: str, path: str, **arguments: Any) -> Any:
+        return (await self._timed(method, path, **arguments))[0]
+
+    async def _timed(self, method: str, path: str, **arguments: Any) -> tuple[Any, float]:
         for attempt in range(1, ATTEMPTS + 1):
+            began_s = time.perf_counter()
             try:
                 response = await self._http.request(method, path, **arguments)
             except httpx.ConnectError as exc:
                 raise EvaluationError(f"No gateway answers at {self.url}. Start one with: lorikeet up") from exc
             except httpx.HTTPError as exc:
                 raise EvaluationError(f"{self.url}{path} did not answer: {exc or type(exc).__name__}") from exc
-            if response.status_code not in (429, 503) or attempt == ATTEMPTS:
+            if response.status_code not in RETRIED or attempt == ATTEMPTS:
                 break
             await asyncio.sleep(wait_s(response.headers.get("retry-after"), attempt))
         if response.is_error:
             raise EvaluationError(_refusal(response))
         try:
-            return response.json()
+            return response.json(), time.perf_counter() - began_s
         except ValueError as exc:
             raise EvaluationError(f"{self.url}{path} did not answer in JSON.") from exc
 
