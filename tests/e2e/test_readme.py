@@ -120,7 +120,7 @@ def test_every_command_of_the_readme_runs(machine: Machine, base_model: Path, tm
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (tmp_path / "merged" / "config.json").is_file()
     assert '"ready":true' in done.stdout
-    (evaluated,) = (machine.home / "runs").glob("eval-*.json")
+    (evaluated,) = (machine.home / "runs").glob("eval-*/report.json")
     assert json.loads(evaluated.read_text(encoding="utf-8"))["metrics"]["adapter"]
 
     (example,) = blocks("python")
