@@ -196,6 +196,8 @@ def _adapter_table(path: Path, info: BaseModelInfo, report: AdapterReport) -> Ta
             "goldens": str(len(manifest.goldens)),
             "data": ", ".join(f"{data.name} ({data.rows} rows, {data.licence})" for data in manifest.data)
             or "none named",
+            "licences": "; ".join((verdict := manifest.judge_licences(base_licence=info.licence)).lines())
+            or verdict.level,
         }
     for name, value in rows.items():
         table.add_row(name, escape(value))

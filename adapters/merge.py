@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from adapters.base import BaseModelInfo, BaseSpec, Report, describe_base, open_checkpoint, read_base, silent, write_base
 from adapters.errors import InvalidAdapterError, MergeError, ParityError
+from adapters.licences import PROMOTION, Verdict
 from adapters.manifest import Manifest, read_manifest
 from adapters.parity import Divergence, measure_parity, sample_prompts
 from adapters.peft_format import WEIGHTS_FILE, LoraConfig, load_config, lora_config, parse_tensor_name, version_digest
@@ -270,8 +271,12 @@ def _copy_rest(base: Path, folder: Path, dtype: str) -> None:
 def _write_card(folder: Path, info: BaseModelInfo, manifest: Manifest | None, result: ParityReport) -> None:
     """README.md: where it came from, under which terms, and how equal it is."""
     licences = [f"- base {info.fingerprint.model}: {info.licence}"]
+    verdict: Verdict | None = None
     if manifest is not None:
+        verdict = manifest.judge_licences(PROMOTION, base_licence=info.licence)
         licences += [f"- data {data.name} ({data.rows} rows): {data.licence}" for data in manifest.data]
+        licences += [f"- teacher {data.teacher.name}: {data.teacher.licence}" for data in manifest.data if data.teacher]
+        licences += ["", f"Together: {verdict.level}.", "", *(f"- {line}" for line in verdict.lines())]
     else:
         licences.append("- training data: not known, the adapter came without a manifest")
     rows = [
@@ -309,6 +314,7 @@ def _write_card(folder: Path, info: BaseModelInfo, manifest: Manifest | None, re
         **result.as_dict(),
         "base_weights_digest": info.fingerprint.weights_digest,
         "base_licence": info.licence,
+        "licences": verdict.model_dump(mode="json") if verdict else None,
         "manifest": manifest.model_dump(mode="json", exclude={"goldens"}) if manifest else None,
     }
     (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -12,7 +12,8 @@ from starlette.requests import Request
 
 from adapters.errors import AdapterNotFoundError, BlobError, InvalidAdapterError, VersionNotFoundError
 from adapters.evaluations import AttachedEvaluation, Evaluation
-from adapters.manifest import MANIFEST_FILE
+from adapters.licences import PROMOTION
+from adapters.manifest import MANIFEST_FILE, licence_sources
 from adapters.names import TunedName, check_name, parse_tuned_name
 from adapters.peft_format import CONFIG_FILE, WEIGHTS_FILE
 from adapters.registry import AdapterRecord, AdapterVersion, Scope, Snapshot, VersionStatus
@@ -100,9 +101,11 @@ async def list_versions(name: str, caller: CallerDep, services: ServicesDep) -> 
     snapshot = await services.directory.refresh()
     _record(snapshot, tenant.name, name)
     attached = await asyncio.to_thread(services.registry.evaluations, tenant.name, name)
+    versions = list(reversed(_versions(snapshot, tenant.name, name)))
+    licences = await asyncio.to_thread(lambda: [_licences(version, services) for version in versions])
     return list_object(
-        version_object(version, snapshot, services) | _evaluated(version, attached)
-        for version in reversed(_versions(snapshot, tenant.name, name))
+        version_object(version, snapshot, services) | _evaluated(version, attached) | judged
+        for version, judged in zip(versions, licences, strict=True)
     )
 
 
@@ -112,7 +115,8 @@ async def get_version(name: str, number: int, caller: CallerDep, services: Servi
     snapshot = await services.directory.refresh()
     version = _version(snapshot, tenant.name, name, number)
     attached = await asyncio.to_thread(services.registry.evaluations, tenant.name, name, number)
-    return version_object(version, snapshot, services) | _evaluated(version, attached)
+    licences = await asyncio.to_thread(_licences, version, services)
+    return version_object(version, snapshot, services) | _evaluated(version, attached) | licences
 
 
 @router.post("/{name}/versions/{number}/evaluations", status_code=201)
@@ -255,6 +259,27 @@ def _evaluated(version: AdapterVersion, attached: Sequence[AttachedEvaluation]) 
             for one in attached
             if one.version == version.version
         ]
+    }
+
+
+def _licences(version: AdapterVersion, services: Services) -> dict[str, Any]:
+    """What the terms of base, data and teachers mean, by the gate's policy. Reads the manifest from the database.
+
+    The base's terms are the served base's, whatever the manifest says of them. None: the version brought no manifest, so
+    nothing is known of its data.
+    """
+    if version.status is VersionStatus.QUARANTINED or (manifest := version.manifest) is None:
+        return {"licences": None}
+    policy = services.promotion_policy.licence if services.promotion_policy else PROMOTION
+    verdict = manifest.judge_licences(policy, base_licence=services.base.licence)
+    sources = licence_sources(manifest.base.model, services.base.licence, manifest.data)
+    return {
+        "licences": {
+            "level": verdict.level,
+            "sources": [source.model_dump(mode="json") for source in sources],
+            "findings": [finding.model_dump(mode="json") for finding in verdict.findings],
+            "terms": [term.model_dump(mode="json") for term in verdict.terms],
+        }
     }
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -185,7 +186,7 @@ def fault_table(faults: tuple[Fault, ...]) -> Table:
 
 def print_versions(versions: list[Mapping[str, Any]]) -> None:
     print_table(
-        ("Version", "Status", "Production", "Rank", "Size", "Digest", "Created"),
+        ("Version", "Status", "Production", "Rank", "Size", "Digest", "Licences", "Created"),
         [
             (
                 f"{v['adapter']}@{v['version']}",
@@ -194,12 +195,33 @@ def print_versions(versions: list[Mapping[str, Any]]) -> None:
                 v.get("rank"),
                 f"{v['size_bytes'] / 1e6:.1f} MB" if v.get("size_bytes") else "",
                 (v.get("digest") or "")[:12],
+                (v.get("licences") or {"level": "not told"})["level"],
                 when(v.get("created_at")),
             )
             for v in versions
         ],
         empty="No versions.",
     )
+    if versions:
+        print_licences(versions[0])
+
+
+def print_licences(version: Mapping[str, Any]) -> None:
+    """What the newest version is made from, what speaks against using it, and what has to go along with it."""
+    reference, found = f"{version['adapter']}@{version['version']}", version.get("licences")
+    if not found:
+        out.print(f"{reference} came without a manifest: the licences of its data are not known.", highlight=False)
+        return
+    sources = "; ".join(f"{one['kind']} {one['name']}: {one['licence']}" for one in found["sources"])
+    out.print(f"Licences of {reference}: {escape(sources)}", highlight=False, soft_wrap=True)
+    colours = {"ok": "green", "warn": "yellow", "block": "red"}
+    for one in found["findings"]:
+        because = f" (excepted: {one['excepted']})" if one["excepted"] else ""
+        text = escape(f"{one['source']} ({one['licence']}): {one['what']}{because}")
+        out.print(f"  [{colours[one['level']]}]{one['level']}[/] {text}", highlight=False, soft_wrap=True)
+    for term in found["terms"]:
+        text = escape(f"{term['what']} ({', '.join(term['sources'])})")
+        out.print(f"  carries on: {text}", highlight=False, soft_wrap=True)
 
 
 def report_move(name: str, adapter: Mapping[str, Any], *, json: bool) -> None:

@@ -186,6 +186,8 @@ def test_a_merged_model_equals_base_plus_adapter_and_can_be_served(tmp_path: Pat
     card = (out / "README.md").read_text()
     assert "CC-BY-4.0" in card
     assert "Apache-2.0" in card
+    assert "Together: ok." in card
+    assert "carry: name the source, its licence and what was changed" in card
     assert report.adapter_digest in card
     assert json.loads((out / "merge-report.json").read_text())["fp32"]["top1"] == 1.0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "base", "out"]

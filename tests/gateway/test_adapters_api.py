@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from adapters.base import read_base
+from adapters.manifest import DataLineage, Manifest, Teacher, write_manifest
 from adapters.registry import Scope
 from adapters.tensors import save_tensors
 from tests.factories import adapter_tensors, make_adapter, tar_folder, zip_folder
@@ -322,6 +323,40 @@ async def test_a_forged_manifest_of_another_base_is_refused(acme: httpx.AsyncCli
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert any("base" in code for code in faults(await push(acme, folder)))
+
+
+async def test_licences_are_judged_from_the_manifest_and_the_served_base(
+    acme: httpx.AsyncClient, folder: Path, tiny_base: Path
+) -> None:
+    base = read_base(tiny_base)
+    data = DataLineage(
+        name="tickets", digest="0" * 64, rows=3, licence="CC-BY-NC-4.0", teacher=Teacher(name="big", licence="gemma")
+    )
+    manifest = Manifest(
+        name="support",
+        base=base.fingerprint,
+        rank=4,
+        alpha=8,
+        target_modules=["q_proj"],
+        created_at=1,
+        base_licence="CC0-1.0",
+        data=[data],
+    )
+    assert (await push(acme, folder)).status_code == 201
+    write_manifest(manifest, folder)
+    assert (await push(acme, folder)).status_code == 201
+    newest, first = (await acme.get("/v1/adapters/support/versions")).json()["data"]
+    assert first["licences"] is None
+    licences = newest["licences"]
+    assert licences["level"] == "block"
+    assert [(source["kind"], source["licence"]) for source in licences["sources"]] == [
+        ("base", base.licence),
+        ("data", "CC-BY-NC-4.0"),
+        ("teacher", "gemma"),
+    ]
+    assert [finding["term"] for finding in licences["findings"]] == ["non-commercial"]
+    assert {"attribution", "notice", "use-policy"} <= {term["term"] for term in licences["terms"]}
+    assert (await acme.get("/v1/adapters/support/versions/2")).json()["licences"] == licences
 
 
 # The form itself

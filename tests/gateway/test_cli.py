@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from adapters.errors import InvalidLimitError
-from gateway.cli.adapters import zip_adapter
+from adapters.licences import PROMOTION, Source, judge_licences
+from gateway.cli.adapters import print_licences, zip_adapter
 from gateway.cli.running import curl_line, look
 from gateway.client import CommandError, RefusedError
 from lorikeet import app
@@ -64,7 +65,8 @@ async def test_an_adapter_goes_from_folder_to_production_and_back_by_commands_al
     second = document(await run("push", other, "--name", "support", "--json"))
     assert second["version"] == 2
     assert document(await run("adapters", "--json"))["data"][0]["production"] == 1
-    assert document(await run("promote", "support@2", "--json"))["production"] == 2
+    forced = ("--force", "--reason", "nothing was measured")  # the gate has tests of its own
+    assert document(await run("promote", "support@2", *forced, "--json"))["production"] == 2
     assert document(await run("rollback", "support", "--json"))["production"] == 1
     versions = document(await run("adapters", "support", "--json"))["data"]
     assert [version["version"] for version in versions] == [2, 1]
@@ -77,6 +79,7 @@ async def test_listings_are_tables_for_people(run: Run, adapter: Path) -> None:
         (("tenants", "list"), "acme"),
         (("adapters",), "support"),
         (("adapters", "support"), "support@1"),
+        (("adapters", "support"), "the licences of its data are not known"),
         (("keys", "list"), "(operator)"),
         (("engine",), "echo"),
         (("status",), "is ready"),
@@ -84,6 +87,27 @@ async def test_listings_are_tables_for_people(run: Run, adapter: Path) -> None:
         result = await run(*arguments)
         assert result.exit_code == 0
         assert shown in result.stdout
+
+
+def test_the_licences_of_the_newest_version_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = judge_licences(
+        [
+            Source(name="llama", kind="base", licence="llama3.1"),
+            Source(name="news", kind="data", licence="CC-BY-NC-4.0"),
+        ],
+        PROMOTION.model_copy(update={"excepted": {"news": "a contract"}}),
+        name="support",
+    )
+    sources = [{"kind": "base", "name": "llama", "licence": "llama3.1"}]
+    licences = verdict.model_dump(mode="json") | {"sources": sources}
+    print_licences({"adapter": "support", "version": 2, "licences": licences})
+    shown = capsys.readouterr().out
+    assert "Licences of support@2: base llama: llama3.1" in shown
+    assert "warn news (CC-BY-NC-4.0): no commercial use (excepted: a contract)" in shown
+    assert "warn llama (llama3.1): begin the model's name" in shown
+    assert (
+        "carries on: show the notice the licence asks for where the model is made available: Built with Llama" in shown
+    )
 
 
 async def test_a_refused_upload_shows_every_fault_with_its_fix(run: Run, adapter: Path) -> None:
