@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -108,10 +109,10 @@ async def measure_approach(
     assert approach.model is not None  # noqa: S101 - what is not served is left out before
     shots = tuple(examples[: approach.shots])
     prompts = [with_examples(row, shots) if shots else prompt_of(row) for row in rows]
-    ask = {"max_tokens": config.max_tokens, "concurrency": comparison.concurrency}
-    await client.answers(approach.model, prompts[:WARM_ROWS], **ask)
+    ask = partial(client.answers, max_tokens=config.max_tokens, concurrency=comparison.concurrency)
+    await ask(approach.model, prompts[:WARM_ROWS])
     began_s = time.perf_counter()
-    answers = await client.answers(approach.model, prompts, advance=advance, **ask)
+    answers = await ask(approach.model, prompts, advance=advance)
     took_s = time.perf_counter() - began_s
     labels = config.labels or sorted({answer_of(row) for row in rows})
     measured = measure(config.task, judge_all(config, rows, answers, labels, schema))
