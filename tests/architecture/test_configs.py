@@ -15,6 +15,7 @@ from loadtests.scenario import load_scenario
 from tests.architecture.observability import load_rules, load_scrapes
 from trainer.config import load_config, load_train_config
 from trainer.data.catalog import load_dataset_spec
+from trainer.data.recipe import BuildConfig
 from trainer.estimate import load_gpus
 from trainer.evaluation.approaches import Comparison
 from trainer.evaluation.config import EvalConfig
@@ -48,10 +49,15 @@ def load_comparison(path: Path) -> Comparison:
     return load_config(path, Comparison)
 
 
+def load_build_config(path: Path) -> BuildConfig:
+    return load_config(path, BuildConfig)
+
+
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "configs/gateway.yaml": load_settings,
     "configs/bases": load_spec,
     "configs/data": load_data_spec,
+    "configs/datasets": load_build_config,
     "configs/engines": load_profile,
     "configs/promotion.yaml": load_policy,
     "configs/jobs.yaml": load_recipes,
