@@ -2,6 +2,8 @@
 
 import math
 import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -138,3 +140,31 @@ def test_bertscore_without_its_model_says_what_is_missing(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "bert_score", None)
     with pytest.raises(EvaluationError, match="bertscore"):
         bertscore(["a"], ["b"], model="x", layers=None)
+
+
+@pytest.mark.slow
+def test_bertscore_compares_by_an_encoder_in_a_folder(tmp_path: Path) -> None:
+    pytest.importorskip("bert_score", reason="an extra")
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] the cat sat a dog ran".split()
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(tmp_path / "vocab.txt"), model_max_length=32).save_pretrained(tmp_path)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(words), **shape)).save_pretrained(tmp_path)
+    same, other = bertscore(["the cat sat"] * 2, ["the cat sat", "a dog ran"], model=str(tmp_path), layers=2)
+    assert same == pytest.approx(1.0)
+    assert other < same
+    with pytest.raises(EvaluationError, match="bertscore_layers"):
+        bertscore(["a"], ["b"], model=str(tmp_path), layers=None)
+
+
+def test_an_encoder_that_is_not_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Absent(ModuleType):
+        @staticmethod
+        def BERTScorer(**_: object) -> None:  # noqa: N802
+            raise OSError("cannot be fetched")
+
+    monkeypatch.setitem(sys.modules, "bert_score", Absent("bert_score"))
+    with pytest.raises(EvaluationError, match="roberta-large is not on this machine"):
+        bertscore(["a"], ["b"], model="roberta-large", layers=None)
