@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -56,7 +57,7 @@ class ChatClient:
 
     async def base_of(self, model: str) -> str:
         """The served name of the model's base. Raises EvaluationError."""
-        found = await self._send("GET", f"/v1/models/{model}")
+        found = await self._send("GET", f"/v1/models/{quote(model, safe='')}")
         return str(found.get("parent") or found["id"])
 
     async def answer(self, model: str, messages: Row, *, max_tokens: int) -> Answer:
