@@ -80,7 +80,8 @@ def main() -> None:
     parser.add_argument("--duration-s", type=float, default=15)
     parser.add_argument("--probe-s", type=float, default=8, help="of each try of the search")
     parser.add_argument("--start", type=float, default=200, help="rate at which the search begins")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of processor time")
+    parser.add_argument("--search-rounds", type=int, default=1, help="of the search; a rate is tried twice in any case")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS)
     parser.add_argument("--locust-environment", type=Path, help="virtual environment with locust; none: make one")
     parser.add_argument("--name", default="loadtest_cost", help="of the file in benchmarks/results")
@@ -93,7 +94,7 @@ def main() -> None:
     for _, chunks, tool in track(list(turns), description="processor time", console=console):
         costs.run(tool, Load(asked.rate, asked.duration_s, chunks=chunks))
     for _, tool in track(
-        list(itertools.product(range(asked.rounds), tools)), description="highest rate", console=console
+        list(itertools.product(range(asked.search_rounds), tools)), description="highest rate", console=console
     ):
         if tool.name in rates:
             rates[tool.name].append(highest_rate(searches, tool, asked.start, asked.probe_s))

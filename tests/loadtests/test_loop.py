@@ -17,7 +17,7 @@ def waiting() -> Waiting:
 async def test_a_call_that_fails_is_told_and_keeps_no_other_from_being_made() -> None:
     told: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
-    made = asyncio.Event()
+    made, later = asyncio.Event(), asyncio.Event()
 
     def fails() -> None:
         raise ValueError("by design")
@@ -25,7 +25,9 @@ async def test_a_call_that_fails_is_told_and_keeps_no_other_from_being_made() ->
     now_s = time.monotonic()
     waiting().call_at(now_s, fails)
     waiting().call_at(now_s, made.set)
+    waiting().call_at(now_s + 2, later.set)
     await asyncio.wait_for(made.wait(), 5)
+    assert not later.is_set()  # asyncio heard of it at once
     assert [str(context["exception"]) for context in told] == ["by design"]
 
 
