@@ -61,9 +61,29 @@ def test_estimate_counts_from_a_configuration_file(tiny_base: Path) -> None:
     assert [method["method"] for method in document["methods"]] == ["lora", "qlora", "full"]
 
 
-def test_estimate_without_a_prepared_base_says_what_to_do() -> None:
+def test_estimate_needs_no_prepared_base_where_its_shape_is_shipped() -> None:
+    arguments = ["reuters-topics", "--set", "base=llama-3.1-8b-instruct", "--json"]
+    document = json.loads(CliRunner().invoke(estimate_app, arguments, catch_exceptions=False).stdout)
+    assert document["methods"][2]["trainable"] == 8_030_261_248
+    assert "not fetched" in document["rows"][0]["source"]
     with pytest.raises(ConfigError, match="lorikeet base prepare"):
-        CliRunner().invoke(estimate_app, ["reuters-topics"], catch_exceptions=False)
+        CliRunner().invoke(estimate_app, ["reuters-topics", "--set", "base=acme/model"], catch_exceptions=False)
+
+
+def test_estimate_counts_rows_of_ones_own_file_and_of_a_built_folder(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [chat_row("s", "q " * 100, "a")] * 20)
+    (tmp_path / "mine.yaml").write_text("{name: mine, data: {train: rows.jsonl}, max_tokens: 256}")
+    arguments = [str(tmp_path / "mine.yaml"), "--json"]
+    rows = json.loads(CliRunner().invoke(estimate_app, arguments, catch_exceptions=False).stdout)["rows"][0]
+    assert rows["rows"] == 20
+    assert 50 < rows["tokens_per_row"] <= rows["longest_row"] <= 256
+    part = {"rows": 7, "sha256": "0" * 64, "tokens": 700}
+    card = {"name": "built", "format": "chat", "seed": 0, "train": part, "eval": part, "sources": []}
+    (tmp_path / "built").mkdir()
+    (tmp_path / "built" / "dataset.json").write_text(json.dumps(card))
+    arguments += ["--data", str(tmp_path / "built")]
+    rows = json.loads(CliRunner().invoke(estimate_app, arguments, catch_exceptions=False).stdout)["rows"][0]
+    assert (rows["rows"], rows["tokens_per_row"], rows["longest_row"]) == (7, 100, 256)
 
 
 def test_known_data_sets_are_listed_with_their_terms() -> None:
