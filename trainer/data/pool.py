@@ -1,7 +1,9 @@
 """The same work on many items in several processes, results in the order of the items, few of them held at a time."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,7 +21,16 @@ _work: Callable[[Any], Any] | None = None  # of this process, where it is one of
 def _start(make: Callable[[Any], Callable[[Any], Any]], given: Any) -> None:
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that owns the pool
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _work = make(given)
+
+
+def _end_with_parent() -> None:
+    """A killed owner closes no queue, and its processes would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _do(item: Any) -> Any:
