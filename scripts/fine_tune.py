@@ -37,7 +37,7 @@ MESSAGES = {
     ),
 }
 THINGS = ("lamp", "jacket", "kettle", "chair", "phone")
-ASKED = "Where is my umbrella? It was due on Monday."  # in none of the rows
+ASKED = "Where is my umbrella?"  # a thing that is in none of the rows
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8080/v1")
     parser.add_argument("--model", default="SmolLM2-135M-Instruct", help="what is tuned: the base model, or an adapter")
     parser.add_argument("--suffix", default="desk")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=5)
     asked = parser.parse_args()
     with openai.OpenAI(base_url=asked.url, api_key=os.environ["LORIKEET_API_KEY"]) as client:
         tell(f"{asked.model}: {answer(client, asked.model)!r}")
