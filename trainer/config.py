@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from adapters.manifest import ServingDefaults
 from adapters.wording import one_line
@@ -68,6 +68,17 @@ class LoraConfig(_Frozen):
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="Other alphas by layer name."
     )
+
+    @field_validator("target_modules")
+    @classmethod
+    def _linear_layers(cls, targets: str | list[str]) -> str | list[str]:
+        named = {target.rpartition(".")[2] for target in targets} if isinstance(targets, list) else set()
+        if named & {"lm_head", "embed_tokens"}:
+            raise ValueError(
+                "embeddings and the output head are no layers for LoRA: no shared engine serves them, and where both are "
+                "one matrix, as in most small models, merging changes the other as well"
+            )
+        return targets
 
     @property
     def max_rank(self) -> int:

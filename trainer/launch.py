@@ -38,21 +38,13 @@ def is_main_process() -> bool:
 
 def launch_command(arguments: Sequence[str], processes: int, *, gpus: int, port: int) -> list[str]:
     """Pure. arguments: those of `lorikeet`, such as train CONFIG. port: free on this machine, where they find each other."""
-    place = ["--multi_gpu"] if gpus else ["--cpu"]
-    return [
-        *(sys.executable, "-m", "accelerate.commands.launch", *place),
-        *(
-            "--num_processes",
-            str(processes),
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-        ),
-        *("--main_process_port", str(port), "--module", "lorikeet", *arguments),
-    ]
+    if gpus:
+        launcher = ["accelerate.commands.launch", "--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launcher += ["--num_machines", "1", "--num_processes", str(processes), "--main_process_port", str(port)]
+    else:  # on a CPU accelerate's launcher wants MPI for more than one; its own means for GPUs needs none
+        launcher = ["torch.distributed.run", "--nnodes", "1", "--nproc_per_node", str(processes)]
+        launcher += ["--master_port", str(port)]
+    return [sys.executable, "-m", *launcher, "--module", "lorikeet", *arguments]
 
 
 def launch(command: Sequence[str]) -> None:
@@ -82,7 +74,7 @@ def free_port() -> int:
 
 def own_arguments(config: str, overrides: Sequence[str], run: Path, adapter: Path | None, *, resume: bool) -> list[str]:
     """Pure: what the parent tells its processes, so that all mean the same run."""
-    told = ["train", config, "--run", str(run)]
+    told = ["train", config, "--into", str(run)]  # torch's launcher takes --run for one of its own
     told += [part for override in overrides for part in ("--set", override)]
     told += ["--out", str(adapter)] if adapter is not None else []
     return told + (["--resume"] if resume else [])

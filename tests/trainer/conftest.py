@@ -44,17 +44,21 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared base model folder, as `prepare_base` leaves it."""
+    return build_base(tmp_path_factory.mktemp("base"))
+
+
+def build_base(folder: Path, hidden: int = 32) -> Path:
+    """hidden: bitsandbytes' 4-bit products on a CPU want a multiple of 64."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("base")
     build_tokenizer(folder)
     torch.set_num_threads(1)  # matrices this small only wait for a second thread
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=259,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -96,6 +96,7 @@ def test_stages_inherit_what_they_do_not_say(tmp_path: Path) -> None:
         ("answer: y\nlora: {dora: true}\nprofile: servable", "no engine can share"),
         ("answer: y\nlora: {rank_pattern: {q_proj: 0}}", "rank_pattern"),
         ("data: {dataset: reuters-r8, folder: there}", "exactly one of"),
+        ("answer: y\nlora: {target_modules: [q_proj, lm_head]}", "no layers for LoRA"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(text: str, reason: str, tmp_path: Path) -> None:

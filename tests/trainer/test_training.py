@@ -148,7 +148,7 @@ def test_the_cheap_loss_equals_trls(tiny_base: Path) -> None:
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM
 
-    from trainer.methods.losses import answers_loss
+    from trainer.methods.trainers import answers_loss
 
     renderer = load_renderer(tiny_base)
     rows = render_rows(renderer, fixed_answer("It is so.").train[:3], max_tokens=512)

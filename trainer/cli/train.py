@@ -32,7 +32,7 @@ def train(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that train together. Default: one for each visible GPU.")
     ] = None,
-    run_folder: Annotated[Path | None, typer.Option("--run", hidden=True)] = None,
+    run_folder: Annotated[Path | None, typer.Option("--into", hidden=True)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train an adapter: PEFT folder and manifest, ready for `lorikeet push`. With tuning: full, a model of its own.

@@ -15,7 +15,7 @@ def dpo_trainer(stage: Stage, longest: int, arguments: dict[str, Any]) -> Any:
     from datasets import Dataset
     from trl import DPOConfig
 
-    from trainer.methods.losses import PairsTrainer
+    from trainer.methods.trainers import PairsTrainer
 
     fresh = stage.start is None and stage.whole.tuning != "full"
     return PairsTrainer(

@@ -26,7 +26,11 @@ def load_trainable(config: TrainConfig, base: Path, *, longest: int, start: Path
     model = load_base(base, dtype=dtype, longest=longest, quantized=config.tuning == "qlora")
     if start is not None:
         # without is_trainable the loaded adapter is frozen, and nothing would be learned
-        return PeftModel.from_pretrained(model, start, is_trainable=True)
+        adapted = PeftModel.from_pretrained(model, start, is_trainable=True)
+        adapted.peft_config["default"].base_model_name_or_path = str(
+            base
+        )  # PEFT asks the hub about any other at each save
+        return adapted
     return model if bare else get_peft_model(model, peft_config(config.lora))
 
 

@@ -82,10 +82,11 @@ def follower(report: Report, course: Course, record: MetricsFile) -> Any:
                 Metrics(
                     record.stage,
                     state.global_step,
-                    round(self.seconds(), 2),
+                    round(self.seconds(), 4),
                     loss=logs.get("loss"),
                     eval_loss=logs.get("eval_loss"),
                     learning_rate=logs.get("learning_rate"),
+                    tokens=round(logs["num_tokens"]) if "num_tokens" in logs and trained else None,
                     tokens_per_s=round(self.speed, 1) if trained else None,
                     token_accuracy=logs.get("mean_token_accuracy"),
                     eval_token_accuracy=logs.get("eval_mean_token_accuracy"),

@@ -21,6 +21,7 @@ class Metrics:
     loss: float | None = None
     eval_loss: float | None = None
     learning_rate: float | None = None
+    tokens: int | None = None  # since the process began this stage
     tokens_per_s: float | None = None
     token_accuracy: float | None = None
     eval_token_accuracy: float | None = None

@@ -12,7 +12,7 @@ def sft_trainer(stage: Stage, longest: int, arguments: dict[str, Any]) -> Any:
     from datasets import Dataset
     from trl import SFTConfig
 
-    from trainer.methods.losses import AnswersOnlyTrainer, LorikeetTrainer
+    from trainer.methods.trainers import AnswersOnlyTrainer, LorikeetTrainer
 
     packs = stage.config.packs
     # where every token is an answer there is nothing to save, and TRL's loss needs less memory

@@ -1,9 +1,12 @@
-"""TRL's trainers where ours differ: rows come rendered, and the loss is computed where there is an answer. Torch lives here."""
+"""TRL's trainers where ours differ: rows come rendered, their order can be resumed, losses cost no more than they must."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import DPOTrainer, SFTTrainer
 
 
@@ -16,15 +19,47 @@ def answers_loss(model: Any, inputs: dict[str, Any], tokens: Any) -> tuple[torch
     targets = inputs["labels"][:, 1:]
     wanted = (targets != -100).any(dim=0).nonzero()[:, 0]  # columns in which some row has an answer
     rest = {name: value for name, value in inputs.items() if name != "labels"}
-    outputs = model(**rest, logits_to_keep=wanted)
+    # with a cache models no longer look at position_ids for where packed rows begin, and these would see each other
+    outputs = model(**rest, logits_to_keep=wanted, use_cache=False)
     logits, chosen = outputs.logits, targets[:, wanted]
     summed = cross_entropy(logits.float().flatten(0, 1), chosen.flatten(), reduction="sum")
     right = (logits.detach().argmax(dim=-1) == chosen).sum()
     return summed / ((targets != -100).sum() if tokens is None else tokens), outputs, right
 
 
+class LengthSampler(Sampler):  # type: ignore[misc]
+    """Rows of about the same length together, shuffled by seed and epoch alone.
+
+    That of transformers draws each epoch's order from torch's own generator, so that a run resumed in its second epoch went
+    on with other rows.
+    """
+
+    def __init__(self, lengths: list[int], batch_rows: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_rows = batch_rows
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_rows, generator=generator))
+
+
 class LorikeetTrainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer without a model card in each checkpoint."""
+    """TRL's trainer without a model card in each checkpoint, and with an order of rows that can be resumed."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthSampler([len(ids) for ids in dataset["input_ids"]], together, self.args.data_seed)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         return
@@ -63,6 +98,14 @@ class PairsTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Transformers 5.19 sees the folder of the frozen copy and then loads nothing else: training began anew."""
+        if "ref" not in getattr(self.model, "peft_config", {}):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
+        self.model.set_adapter("default")
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         return
