@@ -191,7 +191,7 @@ def verdict(evaluation: Evaluation) -> str:
     found = evaluation.differences[rival][evaluation.deciding]
     points = 100 * found.value
     how = "ahead of" if points > 0 else "behind" if points < 0 else "level with"
-    who = "its predecessor" if rival == "predecessor" else f"the {rival} base"
+    who = "the few-shot base" if rival == "few-shot" else f"its {rival}"
     chance = f" (paired p = {found.p:.2g}, {found.test})"
     return f"The adapter is {abs(points):.1f} points {how} {who} in {evaluation.deciding.replace('_', ' ')}{chance}."
 
