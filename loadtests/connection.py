@@ -16,7 +16,7 @@ import httptools
 
 from loadtests import loop
 from loadtests.alarm import Clock
-from loadtests.inbox import Link
+from loadtests.inbox import Inbox, Link
 
 # uvicorn and Node close a connection that was idle for 5 s; a request sent into its closing would be lost.
 KEEP_ALIVE_S = 4.0
@@ -207,8 +207,8 @@ class ConnectionPool:
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
         self._host, self._port, self._tls = host, port, tls
-        # found by the first connection: no later one waits for a name server
-        self._found: list[AddressInfo] = []
+        # found by the first connection: no later one waits for a name server, and asked for anew when one fails
+        self._found: AddressInfo | None = None
         self._address = ""  # the same, for connections of the event loop
         waiting = loop.running()
         self._inbox = waiting.inbox if waiting is not None and tls is None else None
@@ -225,6 +225,9 @@ class ConnectionPool:
                 connection.start(request, receiver, clock)
                 return connection
             connection.abandon()
+        if connecting := self._connecting():
+            connecting.start(request, receiver, clock)
+            return connecting
         opening = Opening()
         opening.task = asyncio.get_running_loop().create_task(self._start(opening, request, receiver, clock))
         self._opening.add(opening.task)
@@ -255,17 +258,46 @@ class ConnectionPool:
         else:
             opening.connection.start(request, receiver, clock)
 
-    async def _connect(self) -> Connection:
+    def _connecting(self) -> Connection | None:
+        """To where the last one came, without a task; the request waits for it. None where that is not known."""
+        if self._found is None or self._inbox is None:
+            return None
+        candidate = socket.socket(*self._found[:3])
+        candidate.setblocking(False)
+        try:
+            candidate.connect(self._found[4])
+        except BlockingIOError:
+            pass
+        except OSError:
+            candidate.close()
+            self._found = None
+            return None
+        return self._linked(candidate, self._inbox)
+
+    def _linked(self, connected: socket.socket, inbox: Inbox) -> Connection:
         connection = Connection(self._free)
+        link = Link(connected, connection, inbox)
+        connection.connection_made(link)
+        self._open.add(connection)
+
+        def closed(_: object) -> None:
+            self._open.discard(connection)
+            if not link.sent_bytes:
+                self._found = None
+
+        connection.closed.add_done_callback(closed)
+        return connection
+
+    async def _connect(self) -> Connection:
         if self._inbox is not None:
-            connection.connection_made(Link(await self._connected(), connection, self._inbox))
-        else:
-            host, self._address = self._address or self._host, ""  # asked for anew if this one fails
-            name = self._host if self._tls else None
-            await asyncio.get_running_loop().create_connection(
-                lambda: connection, host, self._port, ssl=self._tls, server_hostname=name
-            )
-            self._address = connection.address
+            return self._linked(await self._connected(), self._inbox)
+        connection = Connection(self._free)
+        host, self._address = self._address or self._host, ""
+        name = self._host if self._tls else None
+        await asyncio.get_running_loop().create_connection(
+            lambda: connection, host, self._port, ssl=self._tls, server_hostname=name
+        )
+        self._address = connection.address
         self._open.add(connection)
         connection.closed.add_done_callback(lambda _: self._open.discard(connection))
         return connection
@@ -273,9 +305,8 @@ class ConnectionPool:
     async def _connected(self) -> socket.socket:
         """To the first of the host's addresses that answers. Raises OSError, of the last one where none does."""
         running = asyncio.get_running_loop()
-        found, self._found = self._found, []  # asked for anew if this one fails
         error = OSError(f"{self._host} has no address")
-        for place in found or await running.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM):
+        for place in await running.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM):
             candidate = socket.socket(*place[:3])
             try:
                 candidate.setblocking(False)
@@ -287,6 +318,6 @@ class ConnectionPool:
                 candidate.close()
                 raise
             else:
-                self._found = [place]
+                self._found = place
                 return candidate
         raise error

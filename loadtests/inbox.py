@@ -20,7 +20,7 @@ from typing import Protocol
 
 AVAILABLE = hasattr(select, "epoll")  # elsewhere than on Linux an event loop's own connections have to do
 PAUSE_S = 0.001  # while nothing is known of gaps, or somebody waits
-LONGEST_PAUSE_S = 0.008
+LONGEST_PAUSE_S = 0.016
 PAUSE_SHARE = 0.75  # of the shortest gap between two chunks
 ANSWERS = 32  # that tell of the gaps
 LATER_S = 0.1  # between two looks for whole answers
@@ -56,6 +56,7 @@ class Inbox:
         self.look_s = math.inf  # when to fetch in any case
         self.glance_s = math.inf  # from when on to fetch if the process is awake anyhow
         self.hurried = 0  # connections of which somebody waits for an answer
+        self.writing: set[Link] = set()  # with something unsent, for which nothing may pause
         self._came_s = -math.inf  # when something was fetched
         self._pause_s = PAUSE_S
         self._gaps_s: deque[float] = deque(maxlen=ANSWERS)
@@ -91,7 +92,7 @@ class Inbox:
                 else:
                     link.happened(event)
         now_s, pause_s = now_ns / 1e9, self.pause_s
-        self.watches = now_s - self._came_s > 2 * pause_s
+        self.watches = bool(self.writing) or now_s - self._came_s > 2 * pause_s
         if events:
             self._came_s = now_s
         self.glance_s = now_s + PAUSE_S
@@ -135,6 +136,7 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._waited_for = False
         self._unsent = b""
+        self.sent_bytes = 0
         # not handed over: what came, what the kernel says of it, when it was fetched (nanoseconds of the monotonic clock)
         self._arrived: list[tuple[bytes, Ancillary, int]] = []
         self._reads = True
@@ -175,8 +177,11 @@ class Link:
         except OSError as exc:
             self._lose(exc)
             return
+        self.sent_bytes += sent
         if sent < len(data):
             self._unsent = data[sent:]
+            self._inbox.writing.add(self)
+            self._inbox.watches = True
             self._register()
 
     def abort(self) -> None:
@@ -194,6 +199,7 @@ class Link:
     def happened(self, event: int) -> None:
         if self._unsent and event & ~select.EPOLLIN:
             data, self._unsent = self._unsent, b""
+            self._inbox.writing.discard(self)
             self._register()
             self.write(data)
         if self._reads and event & ~select.EPOLLOUT:
@@ -250,6 +256,7 @@ class Link:
             return
         self._closing = True
         self._reader.usable = False
+        self._inbox.writing.discard(self)
         self.rest()
         if self._inbox.links.pop(self._number, None):
             self._inbox.epoll.unregister(self._number)

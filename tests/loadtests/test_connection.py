@@ -205,6 +205,23 @@ async def test_nobody_listening_is_an_error_of_the_system() -> None:
         await ask(pool)
 
 
+async def test_a_server_that_went_away_is_an_error_and_found_again_when_it_is_back() -> None:
+    server = Server([SIZED], closes=True)
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    pool = ConnectionPool("127.0.0.1", port, None)
+    assert (await ask(pool)).body == b"hello, there"
+    listener.close()
+    for _ in range(3):
+        with pytest.raises((ConnectionRefusedError, BrokenConnectionError)):
+            await ask(pool)
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", port)
+    for _ in range(3):
+        assert (await ask(pool)).body == b"hello, there"
+    await pool.close()
+    listener.close()
+
+
 @pytest.mark.parametrize("hurries", [True, False])
 async def test_instants_are_those_at_which_bytes_came_however_late_they_are_looked_at(hurries: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
