@@ -70,6 +70,21 @@ async def test_what_comes_often_is_left_alone_between_two_looks(ends: tuple[sock
     inbox.close()
 
 
+async def test_nothing_is_left_alone_while_part_of_a_request_is_unsent(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = ends
+    inbox = Inbox()
+    link = Link(near, Reader(), inbox)
+    link.ask(bytes(32 * 2**20), hurries=False)
+    for _ in range(10):
+        fetch(inbox, far)
+        assert inbox.watches
+    link.abort()
+    assert not inbox.writing
+    inbox.close()
+
+
 async def test_where_somebody_waits_pauses_are_short_until_the_answer_is_there(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
