@@ -11,16 +11,18 @@ the sum of the proportional set sizes of all their processes, sampled.
 import argparse
 import json
 import random
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.common import ROOT, save
+from benchmarks.common import RESULTS, ROOT, save
 
 SAMPLE_S = 0.5
 EXACT_SHARE, NEAR_SHARE, PERSONAL_SHARE = 0.2, 0.15, 0.02
@@ -117,8 +119,8 @@ def naive(path: Path, out: Path) -> dict[str, Any]:
 
 
 def watched(command: list[str]) -> dict[str, Any]:
-    """Run to the end; seconds, and peak bytes of the whole process tree. Raises RuntimeError with its last words."""
-    began = time.perf_counter()
+    """Run to the end; time and memory of the whole process tree. Raises RuntimeError with its last words."""
+    began, spent = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     peak = 0
     with (
         tempfile.TemporaryFile() as said,
@@ -134,7 +136,13 @@ def watched(command: list[str]) -> dict[str, Any]:
         if run.returncode:
             said.seek(0)
             raise RuntimeError(said.read()[-2000:].decode())
-    return {"seconds": round(seconds, 1), "peak_mib": round(peak / 2**20), "answer": json.loads(answer)}
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime, 1),
+        "peak_mib": round(peak / 2**20),
+        "answer": json.loads(answer),
+    }
 
 
 def tree_bytes(process: psutil.Process) -> int:
@@ -155,57 +163,72 @@ def children(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def measure(rows: int, seed: int, folder: Path) -> dict[str, Any]:
-    data, config = folder / f"{rows}.jsonl", folder / f"{rows}.yaml"
-    write_rows(data, rows, seed)
-    config.write_text(f"name: rows-{rows}\nsources:\n  - {{path: {data}, licence: CC0-1.0}}\n")
-    ours = watched(
-        [
-            sys.executable,
-            "-m",
-            "lorikeet",
-            "data",
-            "build",
-            str(config),
-            "--out",
-            str(folder / f"ours-{rows}"),
-            "--json",
-        ]
-    )
-    told = ours.pop("answer")
-    ours["kept"] = told["dataset"]["train"]["rows"] + told["dataset"]["eval"]["rows"]
-    ours["tokens"] = told["dataset"]["train"]["tokens"] + told["dataset"]["eval"]["tokens"]
-    ours["duplicates"] = {"exact": told["duplicates"]["exact"], "near": told["duplicates"]["near"]}
-    plainly = watched(
-        [sys.executable, "-m", "benchmarks.data_build", "--naive", str(data), str(folder / f"naive-{rows}")]
-    )
-    plainly |= plainly.pop("answer")
-    for each in (ours, plainly):
-        each["rows_per_s"] = round(rows / each["seconds"])
-    return {
-        "rows": rows,
-        "file_mb": round(data.stat().st_size / 1e6),
-        "ours": ours,
-        "naive": plainly,
-        "speed_ratio": round(plainly["seconds"] / ours["seconds"], 2),
-        "memory_ratio": round(ours["peak_mib"] / plainly["peak_mib"], 3),
+def measure_ours(rows: int, data: Path, folder: Path) -> dict[str, Any]:
+    config = folder / "build.yaml"
+    config.write_text(f"name: rows-{rows}\nsources:\n  - {{path: {data}, licence: CC0-1.0}}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "lorikeet", "data", "build", str(config), "--out", str(folder / "ours"), "--json"]
+    ran = watched(command)
+    told = ran.pop("answer")
+    parts = told["dataset"]["train"], told["dataset"]["eval"]
+    return ran | {
+        "kept": sum(part["rows"] for part in parts),
+        "tokens": sum(part["tokens"] for part in parts),
+        "duplicates": {kind: told["duplicates"][kind] for kind in ("exact", "near")},
+    }
+
+
+def measure_naive(rows: int, data: Path, folder: Path) -> dict[str, Any]:
+    ran = watched([sys.executable, "-m", "benchmarks.data_build", "--naive", str(data), str(folder / "naive")])
+    told: dict[str, Any] = ran.pop("answer")
+    return ran | told
+
+
+def measure(rows: int, ways: Sequence[str], seed: int) -> dict[str, Any]:
+    """Both ways read the same file. The raw figures of one size."""
+    with tempfile.TemporaryDirectory(prefix="lorikeet-data-") as name:
+        data = Path(name) / "rows.jsonl"
+        write_rows(data, rows, seed)
+        found: dict[str, Any] = {"rows": rows, "file_mb": round(data.stat().st_size / 1e6)}
+        for way in ways:
+            found[way] = WAYS[way](rows, data, Path(name))
+            found[way]["rows_per_s"] = round(rows / found[way]["seconds"])
+    return found
+
+
+WAYS = {"ours": measure_ours, "naive": measure_naive}
+
+
+def known_sizes(seed: int) -> dict[int, dict[str, Any]]:
+    """What was measured with this seed before, by rows."""
+    path = RESULTS / "data_build.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {each["rows"]: each for each in before.get("sizes", [])} if before.get("seed") == seed else {}
+
+
+def with_ratios(found: dict[str, Any]) -> dict[str, Any]:
+    if not WAYS.keys() <= found.keys():
+        return found
+    ours, other = found["ours"], found["naive"]
+    return found | {
+        "seconds_ours_to_naive": round(ours["seconds"] / other["seconds"], 3),
+        "memory_ours_to_naive": round(ours["peak_mib"] / other["peak_mib"], 3),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--ways", choices=list(WAYS), nargs="+", default=list(WAYS), help="Other figures are kept.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--naive", type=Path, nargs=2, metavar=("FILE", "OUT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.naive:
         sys.stdout.write(json.dumps(naive(*given.naive)))
         return
-    sizes: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="lorikeet-data-") as folder:
-        for rows in given.rows:
-            sizes.append(measure(rows, given.seed, Path(folder)))
-            save("data_build", {"seed": given.seed, "sizes": sizes})
+    for rows in given.rows:
+        sizes = known_sizes(given.seed)
+        sizes[rows] = with_ratios(sizes.get(rows, {}) | measure(rows, given.ways, given.seed))
+        save("data_build", {"seed": given.seed, "sizes": [sizes[each] for each in sorted(sizes)]})
 
 
 if __name__ == "__main__":
