@@ -52,17 +52,21 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole one; those that were being written when their process ended are removed."""
-    whole: dict[int, Path] = {}
-    for path in folder.glob("checkpoint-*"):
-        match = _NAME.fullmatch(path.name)
-        if match is None:
-            continue
-        if (path / MARK).is_file():
-            whole[int(match[1])] = path
-        else:
-            shutil.rmtree(path)
+    """The newest whole one."""
+    whole = {int(match[1]): path for path, match in _named(folder) if (path / MARK).is_file()}
     return whole[max(whole)] if whole else None
+
+
+def remove_torn(folder: Path) -> None:
+    """Those that were being written when their process ended; while nobody writes any."""
+    for path, _ in _named(folder):
+        if not (path / MARK).is_file():
+            shutil.rmtree(path)
+
+
+def _named(folder: Path) -> list[tuple[Path, re.Match[str]]]:
+    found = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("checkpoint-*"))
+    return [(path, match) for path, match in found if match is not None]
 
 
 def read_state(checkpoint: Path) -> StageState:

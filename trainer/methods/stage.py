@@ -13,8 +13,8 @@ from typing import Any
 from trainer.config import StageConfig, TrainConfig
 from trainer.errors import TrainingError
 from trainer.examples import Features, sequences_of
-from trainer.launch import processes
-from trainer.methods.checkpoints import CHECKPOINTS, StageState, last_checkpoint, read_state
+from trainer.launch import is_main_process, processes
+from trainer.methods.checkpoints import CHECKPOINTS, StageState, last_checkpoint, read_state, remove_torn
 from trainer.methods.progress import Course, Report, follower
 from trainer.methods.record import MetricsFile
 from trainer.template import ChatRenderer
@@ -135,6 +135,8 @@ def train_stage(
     steps = count_steps(stage.config, len(stage.train), processes())
     last = last_checkpoint(stage.checkpoints) if resume and stage.checkpoints.is_dir() else None
     patience = stage.config.optimizer.patience
+    if is_main_process():
+        remove_torn(stage.checkpoints)
     if last is None or not read_state(last).ended(steps, patience):
         course = Course(steps, steps_before, steps_of_all or steps, patience)
         _train(stage, build, course, last, report)
@@ -163,6 +165,7 @@ def _train(stage: Stage, build: Build, course: Course, last: Path | None, report
     for unwanted in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(unwanted)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.accelerator.wait_for_everyone()  # the last checkpoint counts once the first process has marked it
     del trainer
     gc.collect()
     if torch.cuda.is_available():
