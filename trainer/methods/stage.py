@@ -96,7 +96,7 @@ def arguments(stage: Stage, steps: int) -> dict[str, Any]:
         "gradient_accumulation_steps": optimizer.accumulate,
         "learning_rate": optimizer.learning_rate,
         "lr_scheduler_type": optimizer.schedule,
-        "warmup_steps": math.ceil(steps * optimizer.warmup_ratio),
+        "warmup_steps": min(math.ceil(steps * optimizer.warmup_ratio), steps - 1),
         "weight_decay": optimizer.weight_decay,
         "bf16": config.precision == "bf16",  # base in bf16, LoRA and optimizer in fp32, products in bf16
         "gradient_checkpointing": config.gradient_checkpointing,
