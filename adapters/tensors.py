@@ -175,8 +175,10 @@ def shorten(faults: Sequence[Fault]) -> list[Fault]:
     """At most MAX_FAULTS of them, the last saying how many more there are."""
     if len(faults) <= MAX_FAULTS:
         return list(faults)
-    more = len(faults) - MAX_FAULTS + 1
-    last = Fault("more_faults", f"{more} more faults of this kind.", faults[-1].where, "Mend the ones above first.")
+    rest = faults[MAX_FAULTS - 1 :]
+    codes = {fault.code for fault in rest}
+    code = codes.pop() if len(codes) == 1 else "more_faults"  # who forgives a kind of fault forgives the rest of it
+    last = Fault(code, f"{len(rest)} more faults of this kind.", faults[-1].where, "Mend the ones above first.")
     return [*faults[: MAX_FAULTS - 1], last]
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapters.errors import InvalidAdapterError
-from adapters.tensors import MAX_FAULTS, TensorSpec, open_tensors, save_tensors, write_tensors
+from adapters.errors import Fault, InvalidAdapterError
+from adapters.tensors import MAX_FAULTS, TensorSpec, open_tensors, save_tensors, shorten, write_tensors
 
 
 def write_raw(path: Path, header: Any, data: bytes = b"", *, length: int | None = None) -> Path:
@@ -142,3 +142,11 @@ def test_a_damaged_file_is_read_inside_its_bounds_or_refused(
     for name, info in file.tensors.items():
         assert file.read(name).shape == info.shape
         assert info.offset + info.size_bytes <= path.stat().st_size
+
+
+def test_the_faults_left_out_of_a_report_keep_their_kind() -> None:
+    alike = [Fault("dora", f"fault {number}", "where", "fix") for number in range(MAX_FAULTS + 9)]
+    assert {fault.code for fault in shorten(alike)} == {"dora"}
+    assert shorten(alike)[-1].message == "10 more faults of this kind."
+    mixed = [*alike, Fault("bias", "another", "where", "fix")]
+    assert shorten(mixed)[-1].code == "more_faults"
