@@ -3,12 +3,14 @@
 `Scheduler` is the decision: it is told what arrives and what ends, and says who may start. It knows no clock and does no
 I/O. `Admission` is the thin asynchronous layer that requests wait at.
 
-Distinct adapters in flight never exceed the LoRA slots less the spare one, so the engine never has to skip a request
-whose adapter finds no slot. Among those who may start, the tenant with the least weighted tokens served goes first
-(the virtual token counter of Sheng et al. 2024, "Fairness in Serving Large Language Models"): its prompt is charged when
-its turn comes, its output as it is produced. A request whose adapter
-finds no slot for longer than `patience_s` makes the adapter that has held its slot longest take no new requests until
-the slot is free, so busy adapters cannot starve a quiet one.
+Distinct adapters in flight never exceed the LoRA slots, so the engine never has to skip a request whose adapter finds no
+slot; an adapter that is swapped in has one of them. Among those who may start, the tenant with the least weighted tokens
+served goes first (the virtual token counter of Sheng et al. 2024, "Fairness in Serving Large Language Models"): its prompt
+is charged when its turn comes, its output as it is produced.
+
+A request whose adapter finds no slot for longer than `patience_s` makes the adapter that has held its slot longest take no
+new requests until the slot is free, so busy adapters cannot starve a quiet one. At most half of the slots drain at once:
+what drains computes ever smaller batches, and the throughput lost makes all wait longer.
 """
 
 import asyncio
@@ -16,8 +18,8 @@ import itertools
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,6 +27,8 @@ from gateway.drain_rate import DrainRate
 from gateway.errors import DeadlineUnmetError, OverloadedError, TenantQueueFullError
 
 T = TypeVar("T")
+
+STUCK = 4.0  # times the patience: an adapter that has drained for longer has a long answer to end
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Scheduler:
         self._running: Counter[str | None] = Counter()
         self._running_tenants: Counter[str] = Counter()
         self._since: dict[str, float] = {}  # adapter -> when it took its slot
-        self._draining: set[str] = set()
+        self._draining: dict[str, float] = {}  # adapter -> since when
         self._served: dict[str, float] = {}  # tenant -> weighted tokens
 
     @property
@@ -109,6 +113,18 @@ class Scheduler:
         if _count_down(self._running, ticket.adapter) and ticket.adapter is not None:
             del self._since[ticket.adapter]
 
+    def begin_swap(self, adapter: str, now_s: float) -> None:
+        """The adapter is tried before it serves, and waits for nobody: where all slots are taken it is one too many, which the
+        engine makes wait, until the adapter longest in its slot has drained.
+        """
+        self._running[adapter] += 1
+        self._since.setdefault(adapter, now_s)
+        self._drain_for_the_impatient(now_s)
+
+    def end_swap(self, adapter: str) -> None:
+        if _count_down(self._running, adapter):
+            del self._since[adapter]
+
     def admit(self, now_s: float) -> list[Ticket]:
         """Every ticket that may start now, in order."""
         admitted = []
@@ -152,16 +168,14 @@ class Scheduler:
     def _drain_for_the_impatient(self, now_s: float) -> None:
         """As many adapters drain as distinct adapters have waited too long, those longest in their slots first.
 
-        One that drains may have a long answer to end, so each doubling of the longest wait makes one more drain. Decided
-        anew each time: when nobody is impatient any more, nobody drains.
+        At most half of the slots, but one that has drained for long has a long answer to end and is not counted. Decided anew
+        each time: when nobody is impatient any more, nobody drains.
         """
-        impatient = self._impatient(now_s)
-        wanted = len({ticket.adapter for ticket in impatient}) - (self._slots - len(self._since))
-        if wanted > 0:
-            longest_s = max(now_s - ticket.arrived_s for ticket in impatient)
-            wanted += int(math.log2(longest_s / self._patience_s))
+        wanted = len({ticket.adapter for ticket in self._impatient(now_s)}) - (self._slots - len(self._since))
+        stuck = sum(now_s - began_s > STUCK * self._patience_s for began_s in self._draining.values())
         oldest_first = sorted(self._since, key=lambda name: (self._since[name], name))
-        self._draining = set(oldest_first[: max(0, wanted)])
+        chosen = oldest_first[: max(0, min(wanted, max(1, self._slots // 2))) + (stuck if wanted > 0 else 0)]
+        self._draining = {name: self._draining.get(name, now_s) for name in chosen}
 
     def _active(self, tenant: str) -> bool:
         return tenant in self._running_tenants or tenant in self._waiting_tenants
@@ -272,6 +286,16 @@ class Admission:
             raise
         finally:
             self._scheduler.finish(ticket)
+            self._pump()
+
+    @contextmanager
+    def swap(self, adapter: str) -> Iterator[None]:
+        """A LoRA slot for an adapter that is tried before it serves, without a turn."""
+        self._scheduler.begin_swap(adapter, self._clock())
+        try:
+            yield
+        finally:
+            self._scheduler.end_swap(adapter)
             self._pump()
 
     def _note_answer(self, turn: Turn, took_s: float) -> None:

@@ -328,14 +328,15 @@ class Onboarding:
         manifest = await asyncio.to_thread(lambda: version.manifest)
         try:
             async with replica.residency.hold(version) as held:
-                return await probe_adapter(
-                    held.engine,
-                    version.engine_name,
-                    base_model=BASE_NAME,
-                    goldens=manifest.goldens if manifest else (),
-                    settings=self._probe,
-                    template=version.serving.chat_template,
-                )
+                with replica.admission.swap(version.engine_name):
+                    return await probe_adapter(
+                        held.engine,
+                        version.engine_name,
+                        base_model=BASE_NAME,
+                        goldens=manifest.goldens if manifest else (),
+                        settings=self._probe,
+                        template=version.serving.chat_template,
+                    )
         except AdapterLoadError as exc:
             fault = Fault(
                 "engine_refused",

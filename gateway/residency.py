@@ -7,7 +7,7 @@ running stream for as long as it takes. A version leaves the engine only when no
 import asyncio
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -23,6 +23,9 @@ from gateway.settings import ResidencySettings
 
 logger = logging.getLogger(__name__)
 
+LOADS = (
+    16  # a load first waits for the engine's step to end: the quickest of so many tells how long one stops the streams
+)
 DEADLY = 2  # once may be chance: somebody else's crash, or a restart
 
 Fetch = Callable[[AdapterVersion], Awaitable[Path]]  # brings a version's folder onto this machine's disk
@@ -64,6 +67,7 @@ class Residency:
         self._locks = WeakValueDictionary[str, asyncio.Lock]()  # each for as long as somebody holds or wants it
         self._loading = asyncio.Lock()  # one load at a time: each stops the engine's streams
         self._next_load_s = 0.0
+        self._load_times = deque[float](maxlen=LOADS)
         self._released = asyncio.Event()  # set, and replaced, when the last claim on a name ends
 
     @property
@@ -199,7 +203,8 @@ class Residency:
                 started_s = time.monotonic()
                 await self._load(self._engine, version, folder)
                 took_s = time.monotonic() - started_s
-                self._next_load_s = started_s + took_s / self._settings.stall_share
+                self._load_times.append(took_s)
+                self._next_load_s = started_s + took_s + min(self._load_times) * (1 / self._settings.stall_share - 1)
                 self._metrics.load_stall.labels(self._engine.id).observe(took_s)
         logger.info("adapter loaded", extra={"adapter": name, "load_s": round(took_s, 4)})
 

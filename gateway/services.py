@@ -163,7 +163,7 @@ def open_replica(
         metrics.starts.labels(engine.id).inc()
 
     scheduler = Scheduler(
-        slots=max(1, profile.slots - 1),  # one stays spare, for probes and swaps
+        slots=profile.slots,
         max_in_flight=profile.max_in_flight,
         patience_s=settings.requests.patience_s,
     )

@@ -168,7 +168,7 @@ def test_a_long_answer_on_the_oldest_adapter_does_not_keep_a_quiet_one_waiting()
         turns.add(ticket(number, adapter="busy"))
     running = turns.admit(0.1)
     turns.add(ticket(3, adapter="quiet"))
-    for number in range(4, 100):
+    for number in range(4, 150):
         now_s = number * 0.1
         turns.add(ticket(number, adapter="busy", arrived_s=now_s))
         if running:
@@ -178,6 +178,47 @@ def test_a_long_answer_on_the_oldest_adapter_does_not_keep_a_quiet_one_waiting()
         if any(request.adapter == "quiet" for request in started):
             return
     raise AssertionError("the quiet adapter starved")
+
+
+def test_half_of_the_slots_go_on_with_full_batches_however_many_adapters_are_impatient() -> None:
+    turns = scheduler(slots=4, max_in_flight=99, patience_s=2.0)
+    for number, adapter in enumerate("abcd"):
+        turns.add(ticket(number, adapter=adapter))
+    turns.admit(0.0)
+    for number in range(10, 30):
+        turns.add(ticket(number, adapter=f"quiet-{number}"))
+    for number, adapter in enumerate("abcd", start=40):
+        turns.add(ticket(number, adapter=adapter, arrived_s=9.0))
+    assert [started.adapter for started in turns.admit(9.0)] == ["c", "d"]
+
+
+def test_an_adapter_that_is_swapped_in_waits_for_nobody_and_one_slot_drains_for_it() -> None:
+    turns = scheduler(slots=2)
+    busy = [ticket(0, adapter="a"), ticket(1, adapter="b")]
+    for request in busy:
+        turns.add(request)
+    turns.admit(0.0)
+    turns.begin_swap("new", 1.0)
+    for number, adapter in ((2, "a"), (3, "b")):
+        turns.add(ticket(number, adapter=adapter, arrived_s=1.0))
+    assert [started.adapter for started in turns.admit(1.0)] == ["b"]
+    turns.finish(busy[0])
+    assert turns.admit(1.1) == []  # a's slot is the new one's
+    turns.end_swap("new")
+    assert [started.adapter for started in turns.admit(1.2)] == ["a"]
+
+
+def test_a_swap_where_a_slot_is_free_drains_nobody() -> None:
+    turns = scheduler(slots=2)
+    turns.add(ticket(0, adapter="a"))
+    turns.admit(0.0)
+    turns.begin_swap("new", 1.0)
+    turns.add(ticket(1, adapter="a", arrived_s=1.0))
+    assert [started.id for started in turns.admit(1.0)] == [1]
+    turns.add(ticket(2, adapter="c", arrived_s=1.0))
+    assert turns.admit(1.0) == []
+    turns.end_swap("new")
+    assert [started.adapter for started in turns.admit(1.1)] == ["c"]
 
 
 def test_a_long_answer_is_felt_while_it_is_written() -> None:
