@@ -354,22 +354,25 @@ async def test_a_tenant_at_its_limit_waits_and_others_do_not(tmp_path: Path, tin
 async def test_a_version_deleted_while_its_request_waits_for_a_turn_still_answers(
     gateway: Gateway, publish: Publish
 ) -> None:
-    await publish("other")
+    for name in ("one", "other"):
+        await publish(name)
     await publish("support", text="Still here.")
     onboarding = gateway.services.onboarding
     onboarding.departures.grace_s = 0.0
     admission = gateway.services.fleet.replicas[0].admission
     gateway.engine.stall()
     async with await gateway.client() as client:
-        running = asyncio.create_task(client.post("/v1/chat/completions", json=chat("other")))
-        await until(lambda: bool(gateway.engine.in_flight))
+        running = [
+            asyncio.create_task(client.post("/v1/chat/completions", json=chat(name))) for name in ("one", "other")
+        ]
+        await until(lambda: admission.in_flight == 2)
         queued = asyncio.create_task(client.post("/v1/chat/completions", json=chat("support")))
-        await until(lambda: admission.waiting == 1)  # one slot is for adapters, the other stays spare
+        await until(lambda: admission.waiting == 1)
         await onboarding.delete_adapter("acme", "support", actor="test")
         await asyncio.sleep(0.1)
         gateway.engine.wake()
         answer = await queued
-        await running
+        await asyncio.gather(*running)
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["message"]["content"] == "Still here."
     await onboarding.departures.done()
