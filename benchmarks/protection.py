@@ -7,6 +7,7 @@ The bare one is what vLLM's own server gives to whoever knows its address: no te
 - relay: three adapters at 70 % of the highest rate, what the gateway adds.
 - set-N: N active adapters, Zipf, on either side of the four slots.
 - neighbour: a tenant alone, and beside one that asks ten times as much.
+- limited (Lorikeet only): the same with two requests in flight as the other's limit.
 - churn (Lorikeet only): a version uploaded, promoted and rolled back again and again, against the same load in peace.
 About forty minutes with the default rounds.
 """
@@ -38,7 +39,9 @@ PROFILE = {"slots": 4, "host_adapters": 8}
 VOICES = [f"voice-{number:02}" for number in range(32)]
 CHURNED = 3
 SETS = (4, 8, 16, 32)
-PARTS = ("relay", "set", "neighbour", "churn")
+PARTS = ("relay", "set", "neighbour", "limited", "churn")
+OURS_ONLY = ("limited", "churn")
+NOISE_IN_FLIGHT = "2"
 console = Console(highlight=False)
 SCOPES = ("ttft", "tpot", "e2e")
 
@@ -73,7 +76,7 @@ def main() -> None:
             found: dict[str, dict[str, list[list[Record]]]] = {}
             for number in range(given.rounds):
                 for name, plan in plans.items():
-                    for system in (bare, ours) if name != "churn" else (ours,):
+                    for system in (bare, ours) if name not in OURS_ONLY else (ours,):
                         console.print(f"round {number + 1}: {name} on {system.name}")
                         records = run(own, system, root, plan | {"name": name, "seed": number})
                         found.setdefault(name, {}).setdefault(system.name, []).append(records)
@@ -160,7 +163,8 @@ def planned(rate: float, seconds: float) -> Iterator[tuple[str, dict[str, Any]]]
             "neighbour": {"tenant": "globex", "load": {"kind": "poisson", "rate_per_s": 10 * victim}},
         },
     ]
-    yield "neighbour", scenario(seconds, victim, VOICES[:3], phases=phases)
+    for name in ("neighbour", "limited"):
+        yield name, scenario(seconds, victim, VOICES[:3], phases=phases)
     upload = ["sh", "-c", "for n in 1 2 0; do lorikeet push $LORIKEET_HOME/churn-$n --name churn --tenant acme; done"]
     swap = [
         {
@@ -212,6 +216,9 @@ def run(own: Installation, system: System, root: Path, plan: dict[str, Any]) -> 
     command = ["loadtest", "run", str(path), "--url", system.url, "--out", str(out)]
     before = dict(own.settings)
     own.settings.update(system.keys)
+    if system.name == "lorikeet":
+        limit = NOISE_IN_FLIGHT if plan["name"] == "limited" else "none"
+        own.ask("limits", "set", "globex", "--max-in-flight", limit)
     try:
         own.show(*command, tenant="acme", ok=(0, 1, 3, 4))
     finally:
@@ -247,7 +254,7 @@ def good(records: Sequence[Record], phase: str, limit_s: float = 2.0) -> float:
 def summarise(name: str, systems: Mapping[str, Sequence[Sequence[Record]]]) -> dict[str, Any]:
     """P95 of each round in seconds, and the ratio that the comparison is about, its median over rounds with its range."""
     rows: dict[str, Any] = {}
-    if name in ("neighbour", "churn"):
+    if name in ("neighbour", *OURS_ONLY):
         for system, runs in systems.items():
             rows[system] = {
                 metric: {
