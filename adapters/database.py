@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from adapters.errors import DatabaseError, InvalidValueError
 
-HEAD = "0006"  # newest migration; a test compares it with adapters/migrations
+HEAD = "0007"  # newest migration; a test compares it with adapters/migrations
 BUSY_TIMEOUT_S = 30  # how long a writer waits for another process on the same SQLite file
 _MIGRATION_LOCK = 7_205_759_403  # any constant: Postgres' advisory lock that lets one process migrate at a time
 _TURN_LOCK = 7_205_759_404  # another one: for writers whose decision rests on several rows

@@ -8,6 +8,7 @@ AdapterError
 │   ├── VersionNotFoundError
 │   ├── TenantNotFoundError
 │   ├── KeyNotFoundError
+│   ├── DeploymentNotFoundError  the version has no engine of its own
 │   ├── StoredFileNotFoundError  no such file of the tenant, or it has expired
 │   └── JobNotFoundError         no such fine-tuning job of the tenant
 ├── InvalidNameError         a name outside the grammar of `adapters.names`
@@ -22,7 +23,9 @@ AdapterError
 ├── BaseModelError           a base model folder that cannot be read, prepared or served
 ├── BlobError                stored bytes are missing or do not match their digest
 ├── MergeError               an adapter that cannot be merged
-│   └── ParityError          a merge whose result is not equal to base + adapter
+│   ├── ParityError          a merge whose result is not equal to base + adapter
+│   └── QuantizeError        a checkpoint that cannot be quantized or exported
+├── ToolError                a tool in an environment of its own could not be installed, or failed
 └── DatabaseError            the registry's database is unreachable or at another schema
 """
 
@@ -87,6 +90,13 @@ class TenantNotFoundError(NotFoundError):
 class KeyNotFoundError(NotFoundError):
     def __init__(self, key_id: str) -> None:
         super().__init__(f"There is no API key '{key_id}'.")
+
+
+class DeploymentNotFoundError(NotFoundError):
+    def __init__(self, name: str, version: int) -> None:
+        super().__init__(
+            f"'{name}@{version}' has no engine of its own. Give it one with: lorikeet deploy {name}@{version} --merged"
+        )
 
 
 class StoredFileNotFoundError(NotFoundError):
@@ -159,6 +169,14 @@ class MergeError(AdapterError):
 
 
 class ParityError(MergeError):
+    pass
+
+
+class QuantizeError(MergeError):
+    pass
+
+
+class ToolError(AdapterError):
     pass
 
 

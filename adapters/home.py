@@ -38,6 +38,16 @@ class Home:
         return self.root / "versions"
 
     @property
+    def merged(self) -> Path:
+        """One immutable folder per merged form of a version, as an engine of its own reads it."""
+        return self.root / "merged"
+
+    @property
+    def tools(self) -> Path:
+        """Environments of their own for tools whose pins conflict with ours; made again where they are missing."""
+        return self.root / "tools"
+
+    @property
     def runs(self) -> Path:
         """Training runs."""
         return self.root / "runs"

@@ -285,3 +285,46 @@ class UsageHourRow(Base):
     input_cost: Mapped[float]
     cached_cost: Mapped[float]
     output_cost: Mapped[float]
+
+
+class MergedFormRow(Base):
+    """A version folded into its base, as a checkpoint of its own. Deleted with its files; the audit log remembers it."""
+
+    __tablename__ = "merged_forms"
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    adapter: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    digest: Mapped[str] = mapped_column(primary_key=True)  # of the checkpoint's weights
+    scheme: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    report: Mapped[dict[str, Any]]
+    licences: Mapped[dict[str, Any] | None]
+    forced: Mapped[str | None]
+    created_at: Mapped[float]
+    actor: Mapped[str]
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant", "adapter", "version"],
+            ["adapter_versions.tenant", "adapter_versions.adapter", "adapter_versions.version"],
+        ),
+    )
+
+
+class DeploymentRow(Base):
+    """What is wanted: an engine of its own for one merged form of a version. Deleted when it is wanted no longer."""
+
+    __tablename__ = "deployments"
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    adapter: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    digest: Mapped[str]
+    share: Mapped[float]
+    profile: Mapped[dict[str, Any] | None]
+    created_at: Mapped[float]
+    actor: Mapped[str]
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant", "adapter", "version", "digest"],
+            ["merged_forms.tenant", "merged_forms.adapter", "merged_forms.version", "merged_forms.digest"],
+        ),
+    )

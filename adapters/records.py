@@ -1,5 +1,6 @@
 """What the registry hands out: frozen views of its rows, safe to keep in memory and to pass between threads."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -11,6 +12,7 @@ from adapters.manifest import Manifest, ServingDefaults
 from adapters.names import engine_name
 
 NO_SERVING_DEFAULTS = ServingDefaults()
+DEDICATED = "merged-"  # begins the id of an engine that serves one merged version, and no other engine's
 
 
 class Scope(StrEnum):
@@ -174,6 +176,57 @@ class AdapterRecord:
 
 
 @dataclass(frozen=True)
+class MergedForm:
+    """A version folded into its base: a checkpoint that an engine of its own can serve."""
+
+    tenant: str
+    adapter: str
+    version: int
+    digest: str  # hex sha256 of the checkpoint's weights
+    scheme: str  # the dtype its weights are saved in, or how they are quantized
+    size_bytes: int
+    report: Mapping[str, Any] = field(repr=False)  # of the merge: lineage, and how equal it is to base + adapter
+    licences: Mapping[str, Any] | None = field(repr=False)  # the verdict; None: the version brought no manifest
+    forced: str | None  # why it was taken in although its licences say no
+    created_at: float
+    actor: str
+
+    @property
+    def folder(self) -> str:
+        """Its folder below the data folder's `merged`: used once and never for another."""
+        return engine_name(self.tenant, self.adapter, self.version, self.digest)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What is wanted: an engine of its own for one merged form of a version."""
+
+    tenant: str
+    adapter: str
+    version: int
+    digest: str  # of the form
+    scheme: str
+    share: float  # of the version's requests, 0 to 1; the rest is answered by base + adapter
+    profile: Mapping[str, Any] | None  # of its engine; None: what the gateway derives from its own
+    created_at: float
+    actor: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.tenant, self.adapter, self.version
+
+    @property
+    def folder(self) -> str:
+        return engine_name(self.tenant, self.adapter, self.version, self.digest)
+
+    @property
+    def engine_id(self) -> str:
+        """Short, for it is part of a socket's path, and the same whenever the version is deployed."""
+        key = f"{self.tenant}/{self.adapter}@{self.version}"
+        return f"{DEDICATED}{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
 class AuditEntry:
     """One administrative act, written in the transaction of the act itself."""
 
@@ -211,3 +264,4 @@ class Snapshot:
     versions: Mapping[tuple[str, str, int], AdapterVersion]
     limits: Mapping[LimitSubject, Limits] = field(default_factory=dict)
     names: Mapping[str, "ModelName"] = field(default_factory=dict)  # of fine-tuning jobs' results
+    deployments: Mapping[tuple[str, str, int], Deployment] = field(default_factory=dict)

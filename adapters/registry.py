@@ -20,6 +20,7 @@ from adapters.api_keys import load_secret
 from adapters.database import open_database, reading
 from adapters.errors import ConflictError, Fault, VersionNotFoundError
 from adapters.evaluations import AttachedEvaluation, Evaluation
+from adapters.forms import Forms, forget_forms, require_not_deployed
 from adapters.manifest import Manifest, parse_manifest
 from adapters.models import AdapterRow, EvaluationRow, ModelNameRow, VersionRow
 from adapters.names import TunedName, check_name
@@ -31,9 +32,11 @@ from adapters.records import (
     ApiKey,
     AuditEntry,
     AuditFilter,
+    Deployment,
     LimitKind,
     Limits,
     LimitSubject,
+    MergedForm,
     ModelName,
     Scope,
     Snapshot,
@@ -58,7 +61,6 @@ from adapters.rows import (
     version_record,
 )
 from adapters.snapshots import read_counter, read_snapshot
-from adapters.tenancy import Tenancy
 
 __all__ = [
     "AdapterRecord",
@@ -66,9 +68,11 @@ __all__ = [
     "ApiKey",
     "AuditEntry",
     "AuditFilter",
+    "Deployment",
     "LimitKind",
     "LimitSubject",
     "Limits",
+    "MergedForm",
     "ModelName",
     "Registry",
     "Scope",
@@ -90,7 +94,7 @@ NEXT_STATUS: Mapping[VersionStatus, frozenset[VersionStatus]] = {
 }
 
 
-class Registry(Tenancy):
+class Registry(Forms):
     """Everything Lorikeet knows about who may use which adapter version."""
 
     def __init__(
@@ -215,10 +219,12 @@ class Registry(Tenancy):
     def delete_version(self, tenant: str, name: str, version: int, *, actor: str = "operator") -> AdapterVersion:
         """Retire a version, and return it as it was last. The last one takes the adapter with it.
 
-        Raises ConflictError for the production version while another one could take its place.
+        Raises ConflictError for the production version while another one could take its place, and for one that has an engine
+        of its own.
         """
         with self._writing() as session:
             adapter, row = require_version(session, tenant, name, version)
+            require_not_deployed(session, tenant, name, version)
             others = [other for other in session.scalars(live_versions(tenant, name)) if other is not row]
             ready = [
                 other.version
@@ -231,6 +237,7 @@ class Registry(Tenancy):
                     "or delete the whole adapter."
                 )
             row.status = VersionStatus.RETIRED.value
+            forget_forms(session, tenant, name, version)
             store_alias(adapter, alias_of(adapter).without(version))
             self._audit(session, actor, "version.delete", tenant, f"{name}@{version}")
             if not others:
@@ -388,10 +395,12 @@ class Registry(Tenancy):
     def delete_adapter(self, tenant: str, name: str, *, actor: str = "operator") -> list[AdapterVersion]:
         """Retire every version and free the name; numbers go on where they stopped if it is used again.
 
-        Returns what was retired.
+        Returns what was retired. Raises AdapterNotFoundError, ConflictError while a version has an engine of its own.
         """
         with self._writing() as session:
-            retired = self._retire(session, require_adapter(session, tenant, name), actor)
+            adapter = require_adapter(session, tenant, name)
+            require_not_deployed(session, tenant, name)
+            retired = self._retire(session, adapter, actor)
             return [self._version(row) for row in retired]
 
     def adapter(self, tenant: str, name: str) -> AdapterRecord:
@@ -533,6 +542,7 @@ class Registry(Tenancy):
         retired = list(session.scalars(live_versions(adapter.tenant, adapter.name)))
         for row in retired:
             row.status = VersionStatus.RETIRED.value
+            forget_forms(session, row.tenant, row.adapter, row.version)
         self._free_name(session, adapter)
         self._audit(session, actor, "adapter.delete", adapter.tenant, adapter.name)
         return retired

@@ -3,6 +3,7 @@
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from adapters.forms import read_deployments
 from adapters.models import AdapterRow, ChangeRow, KeyRow, LimitRow, ModelNameRow, TenantRow, VersionRow
 from adapters.records import Snapshot, VersionStatus
 from adapters.rows import (
@@ -61,4 +62,5 @@ def read_snapshot(session: Session, load_manifest: ManifestLoader, last: Snapsho
         versions=versions,
         names={name: one for name, one in names.items() if one.tenant in tenants},
         limits={limit_subject(row): limits_record(row) for row in session.scalars(sa.select(LimitRow))},
+        deployments={one.key: one for one in read_deployments(session) if one.key in versions},
     )

@@ -13,8 +13,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import AdapterError
-from gateway.api import adapters, files, fine_tuning, health, metrics, models, organization, uploads, usage
+from gateway.api import adapters, deployments, files, fine_tuning, health, metrics, models, organization, uploads, usage
 from gateway.api.generation import ENDPOINTS, GenerationEndpoint
+from gateway.deployments import MakeDedicated
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, InvalidRequestError, error_body, error_headers, error_object_for
 from gateway.idempotency import Idempotency
@@ -71,14 +72,19 @@ async def on_http(request: Request, exc: Exception) -> JSONResponse:
     return JSONResponse(body, status_code=exc.status_code, headers=exc.headers)
 
 
-def create_app(settings: Settings | None = None, make_host: MakeHost | None = None) -> FastAPI:
-    """make_host: what keeps the engine; a supervised vLLM unless a test says otherwise."""
+def create_app(
+    settings: Settings | None = None, make_host: MakeHost | None = None, *, make_dedicated: MakeDedicated | None = None
+) -> FastAPI:
+    """make_host, make_dedicated: what keeps an engine, a shared one or one of a merged version; a supervised vLLM unless a test
+    says otherwise.
+    """
     settings = settings or Settings()
     drain = Drain()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services(settings, make_host, drain=drain) as app.state.services:
+        opening = open_services(settings, make_host, make_dedicated=make_dedicated, drain=drain)
+        async with opening as app.state.services:
             yield
 
     app = FastAPI(title="Lorikeet", lifespan=lifespan, docs_url="/docs", redoc_url=None)
@@ -96,6 +102,7 @@ def create_app(settings: Settings | None = None, make_host: MakeHost | None = No
         metrics.router,
         models.router,
         adapters.router,
+        deployments.router,
         uploads.router,
         files.router,
         fine_tuning.router,

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from adapters.blobs import BlobStore
 from adapters.errors import AdapterError
 from adapters.home import Home
+from adapters.merged_store import remove_merged_of
 from adapters.registry import AdapterVersion, Registry
 from gateway.errors import GatewayError
 from gateway.fleet import Fleet
@@ -79,6 +80,7 @@ class Departures:
 
     def _remove_files(self, version: AdapterVersion) -> None:
         shutil.rmtree(self._home.versions / version.engine_name, ignore_errors=True)
+        remove_merged_of(self._home.merged, version)
         self.remove_blobs(version.files.values())
 
     def remove_blobs(self, digests: Iterable[str]) -> None:

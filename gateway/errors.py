@@ -194,6 +194,7 @@ ERROR_OBJECTS: dict[type[Exception], ErrorObject] = {
     adapter_errors.VersionNotFoundError: ErrorObject(404, INVALID, "model_not_found"),
     adapter_errors.TenantNotFoundError: ErrorObject(404, INVALID, "project_not_found"),
     adapter_errors.KeyNotFoundError: ErrorObject(404, INVALID, "key_not_found"),
+    adapter_errors.DeploymentNotFoundError: ErrorObject(404, INVALID, "deployment_not_found"),
     adapter_errors.StoredFileNotFoundError: ErrorObject(404, INVALID, "file_not_found"),
     adapter_errors.JobNotFoundError: ErrorObject(404, INVALID, "fine_tuning_job_not_found"),
     adapter_errors.InvalidFileError: ErrorObject(400, INVALID, "invalid_file"),
@@ -221,6 +222,8 @@ ERROR_OBJECTS: dict[type[Exception], ErrorObject] = {
     ),
     adapter_errors.MergeError: ErrorObject(422, INVALID, "merge_failed"),
     adapter_errors.ParityError: ErrorObject(422, INVALID, "merge_parity"),
+    adapter_errors.QuantizeError: ErrorObject(422, INVALID, "quantize_failed"),
+    adapter_errors.ToolError: ErrorObject(500, SERVER, "tool_failed"),
     adapter_errors.DatabaseError: ErrorObject(
         503, SERVER, "database", said="The server cannot reach its database now."
     ),

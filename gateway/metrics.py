@@ -1,5 +1,6 @@
 """Prometheus metrics of the gateway: few labels, every objective a bucket edge, no key, prompt or request id anywhere."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -74,6 +75,8 @@ class Metrics:
     limit_refusals: Counter
     limits_degraded: Gauge
     failovers: Counter
+    form_requests: Counter
+    form_ttft: Histogram
     usage_failures: Counter
     usage_lost: Counter
     usage_waiting: Gauge
@@ -114,6 +117,12 @@ class Metrics:
             failovers=counter(
                 "failovers", "Requests given to another engine, or again, by who failed them.", ["engine"]
             ),
+            form_requests=counter(
+                "form_requests",
+                "Requests to versions with an engine of their own, by who answered: merged or adapter.",
+                ["adapter", "form", "outcome"],
+            ),
+            form_ttft=histogram("form_time_to_first_token_seconds", "Of the same, by form.", ["adapter", "form"]),
             lookups=counter("adapter_lookups", "Wanted adapters that were loaded (hit) or not.", ["engine", "result"]),
             evictions=counter("adapter_evictions", "Adapters taken out of an engine.", ["engine", "reason"]),
             load_stall=histogram(
@@ -143,6 +152,12 @@ class Metrics:
         """values: of each of ENGINE_GAUGES."""
         for name, value in values.items():
             self.engines[name].labels(engine).set(value)
+
+    def forget_engine(self, engine: str) -> None:
+        """One that is gone for good."""
+        for gauge in self.engines.values():
+            with contextlib.suppress(KeyError):
+                gauge.remove(engine)
 
     def exposition(self) -> bytes:
         """Takes some milliseconds a thousand series: not for the event loop."""

@@ -7,6 +7,8 @@ from adapters.errors import AdapterNotFoundError
 from adapters.names import Reference, parse_reference, parse_tuned_name
 from adapters.registry import AdapterRecord, AdapterVersion, Snapshot, VersionStatus
 
+MERGED, ADAPTER = "merged", "adapter"  # forms of a version: on an engine of its own, or hot-swapped beside others
+
 
 @dataclass(frozen=True)
 class Target:
@@ -15,6 +17,7 @@ class Target:
     requested: str  # as the caller wrote it; answers carry it back
     label: str  # what the x-lorikeet-adapter header says: `support@2`, or the base model's name
     version: AdapterVersion | None  # None: the base model itself
+    form: str | None = None  # MERGED or ADAPTER where the caller insists on one
 
     @property
     def engine_name(self) -> str | None:
@@ -23,15 +26,16 @@ class Target:
 
 def resolve(model: str, *, tenant: str, snapshot: Snapshot, base: str, base_names: Iterable[str]) -> Target:
     """`support` (production), `support@3` (pinned), `acme/support` (own, or shared by acme), the base's own name, or the name
-    of a fine-tuning job's result.
+    of a fine-tuning job's result; each adapter's also with `#merged` or `#adapter`, for the one of its two forms.
 
     base: weights digest of the base that is served; versions made for another one do not exist here.
     Raises AdapterNotFoundError for anything else: a foreign adapter cannot be told from one that does not exist.
     """
     if model in base_names:
         return Target(model, model, None)
-    reference = parse_reference(model) or tuned_reference(model, snapshot)
-    if reference is None:
+    name, mark, form = model.partition("#")
+    reference = parse_reference(name) or tuned_reference(name, snapshot)
+    if reference is None or (mark and form not in (MERGED, ADAPTER)):
         raise AdapterNotFoundError(model)
     owner = reference.tenant or tenant
     record = snapshot.adapters.get((owner, reference.name))
@@ -42,7 +46,7 @@ def resolve(model: str, *, tenant: str, snapshot: Snapshot, base: str, base_name
     if version is None or not servable(version, base):
         raise AdapterNotFoundError(model)
     shown = reference.name if owner == tenant else f"{owner}/{reference.name}"
-    return Target(model, f"{shown}@{version.version}", version)
+    return Target(model, f"{shown}@{version.version}", version, form or None)
 
 
 def tuned_reference(model: str, snapshot: Snapshot) -> Reference | None:

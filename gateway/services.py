@@ -1,6 +1,7 @@
 """What the endpoints are handed: built once, read-only, closed together."""
 
 import asyncio
+import functools
 import itertools
 import logging
 import os
@@ -22,11 +23,12 @@ from adapters.home import Home
 from adapters.jobs import Jobs
 from adapters.ledger import Ledger
 from adapters.promotion import PromotionPolicy, load_policy
-from adapters.registry import AdapterVersion, LimitKind, LimitSubject, Registry, Scope, load_secret
+from adapters.registry import AdapterVersion, Deployment, LimitKind, LimitSubject, Registry, Scope, load_secret
 from adapters.validation import EngineLimits
 from gateway.admission import Admission, Scheduler
 from gateway.breaker import Breaker
 from gateway.canary import Canary, reference_file
+from gateway.deployments import Deployments, MakeDedicated, open_dedicated
 from gateway.directory import Directory
 from gateway.drain import Drain
 from gateway.engines.detect import largest_gpu_mib, profile_for
@@ -67,6 +69,7 @@ class Services:
     limits: Limiter
     promotion_policy: PromotionPolicy
     fleet: Fleet
+    deployments: Deployments
     onboarding: Onboarding
     canary: Canary
     uploads: Uploads
@@ -94,6 +97,11 @@ class Services:
             base=self.base.fingerprint.weights_digest,
             base_names=self.base_names,
         )
+
+    @property
+    def replicas(self) -> list[Replica]:
+        """The shared engines, and those of one merged version each."""
+        return [*self.fleet.replicas, *(one.replica for one in self.deployments.running)]
 
     @property
     def base_names(self) -> tuple[str, str]:
@@ -136,6 +144,19 @@ def engine_process(settings: Settings, profile: EngineProfile, model: Path) -> M
         own = on_own_device(profile, number, engines=settings.engines, visible=visible)
         name = f"engine-{number}"
         return EngineProcess(own, model, home.run, home.logs / f"{name}.log", id=name, on_ready=on_ready)
+
+    return make
+
+
+def dedicated_process(settings: Settings) -> MakeDedicated:
+    """The real thing for one merged version. Tests hand in another maker."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    def make(deployment: Deployment, profile: EngineProfile, number: int, on_ready: OnReady) -> EngineHost:
+        home, name = settings.home, deployment.engine_id
+        own = on_own_device(profile, number, engines=number + 1, visible=visible)
+        model, log = home.merged / deployment.folder, home.logs / f"{name}.log"
+        return EngineProcess(own, model, home.run, log, id=name, on_ready=on_ready)
 
     return make
 
@@ -209,7 +230,11 @@ def version_folder(home: Home, version: AdapterVersion) -> Path:
 
 @asynccontextmanager
 async def open_services(
-    settings: Settings, make_host: MakeHost | None = None, *, drain: Drain | None = None
+    settings: Settings,
+    make_host: MakeHost | None = None,
+    *,
+    make_dedicated: MakeDedicated | None = None,
+    drain: Drain | None = None,
 ) -> AsyncIterator[Services]:
     """Everything started; the engine goes on starting in the background, and `/readyz` tells when it is there.
 
@@ -250,6 +275,23 @@ async def open_services(
         metrics.starts.labels(replica.id)
         metrics.canary_failures.labels(replica.id)
     fleet = Fleet(tuple(replicas), max_waiting=settings.requests.max_queue)
+    deployments = Deployments(
+        directory,
+        functools.partial(
+            open_dedicated,
+            settings=settings,
+            profile=profile,
+            registry=registry,
+            metrics=metrics,
+            make_host=make_dedicated or dedicated_process(settings),
+        ),
+        base=base.fingerprint.weights_digest,
+        merged=home.merged,
+        engines=settings.engines,
+        grace_s=settings.failure.drain_s,
+        refresh_s=settings.refresh_s,
+        forget=metrics.forget_engine,
+    )
     engine_limits = EngineLimits(max_rank=profile.max_rank, allowed_modules=frozenset(profile.target_modules))
     onboarding = Onboarding(
         registry=registry,
@@ -281,6 +323,7 @@ async def open_services(
             limits=limiter,
             promotion_policy=await asyncio.to_thread(load_policy, settings.promotion_policy),
             fleet=fleet,
+            deployments=deployments,
             onboarding=onboarding,
             canary=canary,
             uploads=Uploads(home, settings.uploads),
@@ -293,13 +336,14 @@ async def open_services(
             drain=drain or Drain(),
             started_at=int(time.time()),
         )
-        opened.push_async_callback(stop_all, fleet)
+        opened.push_async_callback(stop_all, services)
         tasks = await opened.enter_async_context(Tasks())
         for replica in fleet.replicas:
             tasks.start(replica.host.start(), name=f"start {replica.id}")
             tasks.start(replica.residency.run(), name=f"residency {replica.id}")
             tasks.start(canary.watch(replica), name=f"canary {replica.id}")
         tasks.start(directory.follow(settings.refresh_s), name="directory")
+        tasks.start(deployments.run(), name="deployments")
         tasks.start(onboarding.run(), name="onboarding")
         tasks.start(limiter.run(), name="limits")
         tasks.start(beat(metrics.loop_lag.observe), name="pulse")
@@ -308,8 +352,8 @@ async def open_services(
         yield services
 
 
-async def stop_all(fleet: Fleet) -> None:
-    await asyncio.gather(*(replica.host.stop() for replica in fleet.replicas))
+async def stop_all(services: Services) -> None:
+    await asyncio.gather(*(replica.host.stop() for replica in services.replicas))
 
 
 def bring_to_disk(blobs: BlobStore, version: AdapterVersion, folder: Path) -> None:

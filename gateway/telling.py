@@ -44,6 +44,14 @@ def tell_ended(
         logger.info("request", extra=facts_of(entry, queue_s=queue_s, load_s=load_s))
 
 
+def tell_form(entry: Entry, metrics: Metrics, form: str) -> None:
+    """Which form of a version answered, where it has an engine of its own."""
+    adapter = metrics.adapters.label(entry.model)
+    metrics.form_requests.labels(adapter, form, entry.outcome).inc()
+    if entry.first_s is not None:
+        metrics.form_ttft.labels(adapter, form).observe(entry.first_s)
+
+
 def tell_refused(
     metrics: Metrics, failure: Exception, *, request_id: str, route: str, tenant: str | None, key_id: str | None
 ) -> None:

@@ -3,7 +3,9 @@
 from typing import Any
 
 from adapters.ledger import Entry
+from adapters.records import DEDICATED
 from gateway.meter import IN_PROGRESS
+from gateway.resolve import ADAPTER, MERGED
 
 # Each part ends with the moment after it; the first begins with the request's arrival.
 _PARTS = ("gateway", "queue", "adapter_load", "first_token", "generation", "end")
@@ -52,6 +54,7 @@ def request_object(entry: Entry, *, now_s: float, currency: str) -> dict[str, An
         "model": entry.requested,
         "adapter": f"{entry.model}@{entry.version}" if entry.version is not None else entry.model,
         "replica": entry.replica,
+        "form": form_of(entry),
         "stream": entry.stream,
         "usage": {
             "prompt_tokens": entry.prompt_tokens,
@@ -69,6 +72,13 @@ def request_object(entry: Entry, *, now_s: float, currency: str) -> dict[str, An
         "slowest": {"part": longest, "ms": round(parts[longest] * 1000, 3), "reason": _REASONS[longest]},
         "in_progress": entry.outcome == IN_PROGRESS,
     }
+
+
+def form_of(entry: Entry) -> str | None:
+    """merged: on an engine of the version's own; adapter: hot-swapped beside others. None: the base, or no engine at all."""
+    if entry.version is None or entry.replica is None:
+        return None
+    return MERGED if entry.replica.startswith(DEDICATED) else ADAPTER
 
 
 def _moments(entry: Entry) -> list[tuple[str, float]]:

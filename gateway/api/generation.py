@@ -17,10 +17,12 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
+from adapters.registry import AdapterVersion
 from adapters.registry import Scope as KeyScope
 from gateway.admission import Turn
 from gateway.body import CHAT, COMPLETIONS, RESPONSES, TOKENIZE, Endpoint, Prepared, model_of, parse, prepare
 from gateway.deadline import patience_of
+from gateway.deployments import Dedicated
 from gateway.drain import Drain
 from gateway.engines.profile import BASE_NAME
 from gateway.engines.protocol import EngineResponse
@@ -46,10 +48,10 @@ from gateway.relay import (
     relay_stream,
     relay_whole,
 )
-from gateway.resolve import Target
+from gateway.resolve import ADAPTER, MERGED, Target
 from gateway.respond import send_error, send_json
 from gateway.services import Services, identify_caller
-from gateway.telling import tell_ended, tell_refused
+from gateway.telling import tell_ended, tell_form, tell_refused
 from gateway.tenants import Caller
 from gateway.tracing import RequestSpan
 
@@ -73,9 +75,21 @@ class Passage:
     arrived_s: float
     deadline_s: float  # when the caller stops waiting for the first byte; may be infinite
     span: RequestSpan
+    deployed: Dedicated | None = None  # the engine of the version that is asked for, where it has one of its own
+    dedicated: Dedicated | None = None  # the same, where this request goes to it
+    fields: Mapping[str, Any] | None = None  # of the body, kept where it may have to be prepared for another engine
     queue_s: float = 0.0  # waits for an engine and for a turn, and what a failed engine cost
     load_s: float = 0.0
     meter: Meter = field(init=False)
+
+    @property
+    def adapter(self) -> AdapterVersion | None:
+        """What an engine has to hold beside the model it was started with."""
+        return None if self.dedicated is not None else self.target.version
+
+    @property
+    def form(self) -> str:
+        return MERGED if self.dedicated is not None else ADAPTER
 
     @property
     def overhead_s(self) -> float:
@@ -107,12 +121,15 @@ class Passage:
             turn.first_token_s = result.first_s - result.sent_s
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        return [
+        told = [
             (b"x-lorikeet-adapter", self.target.label.encode()),
             (b"x-lorikeet-queue-ms", str(round(self.queue_s * 1000)).encode()),
             (b"x-lorikeet-load-ms", str(round(self.load_s * 1000)).encode()),
             (b"x-lorikeet-overhead-ms", f"{self.overhead_s * 1000:.2f}".encode()),
         ]
+        if self.deployed is not None:
+            told.append((b"x-lorikeet-form", self.form.encode()))
+        return told
 
 
 class GenerationEndpoint:
@@ -170,17 +187,14 @@ class GenerationEndpoint:
         tenant = caller.require(KeyScope.INFERENCE)
         fields = parse(raw)
         target = services.resolve(model_of(fields), tenant.name)
-        prepared = prepare(
-            self._endpoint,
-            fields,
-            engine_name=target.engine_name or BASE_NAME,
-            cache_salt=tenant.cache_salt,
-            defaults=target.version.serving if target.version else None,
-            limits=services.settings.requests,
-            templates=caller.allows(KeyScope.CHAT_TEMPLATE),
-        )
+        deployed = services.deployments.find(target)
+        dedicated = deployed if deployed is not None and services.deployments.chooses(deployed, target) else None
+        prepared = self._prepare(fields, target, caller, services, dedicated)
         version = target.version
-        passage = Passage(request_id, target, prepared, Outcome(), arrived_s, arrived_s + patience_s, span)
+        passage = Passage(
+            request_id, target, prepared, Outcome(), arrived_s, arrived_s + patience_s, span, deployed, dedicated
+        )
+        passage.fields = fields if dedicated is not None else None
         passage.meter = Meter(
             request_id=request_id,
             route=self._route,
@@ -195,6 +209,25 @@ class GenerationEndpoint:
             arrived_s=arrived_s,
         )
         return passage
+
+    def _prepare(
+        self,
+        fields: Mapping[str, Any],
+        target: Target,
+        caller: Caller,
+        services: Services,
+        dedicated: Dedicated | None,
+    ) -> Prepared:
+        """The body for the engines that share the base, or for the version's own, which is asked for nothing else."""
+        return prepare(
+            self._endpoint,
+            fields,
+            engine_name=(target.engine_name if dedicated is None else None) or BASE_NAME,
+            cache_salt=caller.require(KeyScope.INFERENCE).cache_salt,
+            defaults=target.version.serving if target.version else None,
+            limits=services.settings.requests,
+            templates=caller.allows(KeyScope.CHAT_TEMPLATE),
+        )
 
     async def _serve(self, passage: Passage, caller: Caller, services: Services, send: "SendGuard") -> None:
         tenant, target = caller.require(KeyScope.INFERENCE), passage.target
@@ -241,6 +274,9 @@ class GenerationEndpoint:
                 load_s=passage.load_s,
                 failure=failure,
             )
+            if passage.deployed is not None:
+                passage.deployed.answered[passage.form] += 1
+                tell_form(entry, services.metrics, passage.form)
             passage.span.end(entry)
 
     @property
@@ -253,12 +289,22 @@ class GenerationEndpoint:
         until_s = min(passage.deadline_s, passage.arrived_s + services.settings.requests.queue_s)
         ends, failed = 0, set[str]()
         passage.meter.queued_s = time.monotonic()
+        if passage.dedicated is not None:
+            if target.form:
+                fleet = passage.dedicated.fleet
+            elif (
+                failure := await self._pass_dedicated(passage, passage.dedicated, caller, services, send)
+            ) is not None:
+                ends += not isinstance(failure, EngineUnreachableError | NoReplicaError)
+            else:
+                return
         while True:
             asked_s = time.monotonic()
             replica = await fleet.available(target.engine_name, until_s=until_s, failed=failed)
             passage.queue_s += time.monotonic() - asked_s
             try:
-                return await self._take_turn(passage, replica, caller, services, send)
+                await self._take_turn(passage, replica, caller, services, send)
+                return
             except (EngineUnavailableError, NoReplicaError) as exc:
                 ends += not isinstance(exc, EngineUnreachableError | NoReplicaError)
                 if send.started or ends > services.settings.failure.failovers or time.monotonic() >= until_s:
@@ -269,13 +315,33 @@ class GenerationEndpoint:
             passage.outcome = Outcome()
             passage.queue_s = time.monotonic() - passage.arrived_s - passage.load_s
 
+    async def _pass_dedicated(
+        self, passage: Passage, one: Dedicated, caller: Caller, services: Services, send: "SendGuard"
+    ) -> Exception | None:
+        """On the version's own engine; why it did not answer, with the request made ready for those that share the base."""
+        try:
+            await self._take_turn(passage, one.fleet.choose(None), caller, services, send)
+        except (EngineUnavailableError, NoReplicaError) as exc:
+            if send.started or passage.fields is None:
+                raise
+            logger.info(
+                "falling back to the adapter", extra={"request_id": passage.request_id, "engine": one.replica.id}
+            )
+            services.metrics.failovers.labels(one.replica.id).inc()
+            passage.dedicated = None
+            passage.prepared = self._prepare(passage.fields, passage.target, caller, services, None)
+            passage.outcome = Outcome()
+            passage.queue_s = time.monotonic() - passage.arrived_s
+            return exc
+        return None
+
     async def _take_turn(
         self, passage: Passage, replica: Replica, caller: Caller, services: Services, send: "SendGuard"
     ) -> None:
-        tenant, target, prepared = caller.require(KeyScope.INFERENCE), passage.target, passage.prepared
+        tenant, adapter, prepared = caller.require(KeyScope.INFERENCE), passage.adapter, passage.prepared
         async with replica.admission.turn(
             tenant.name,
-            target.engine_name,
+            adapter.engine_name if adapter is not None else None,
             weight=tenant.weight,
             prompt_tokens=passage.prompt_estimate,
             in_one_piece=not prepared.stream,
@@ -287,10 +353,10 @@ class GenerationEndpoint:
                 async with replica.asked(generation=self._endpoint is not TOKENIZE):
                     await self._generate(passage, turn, replica, services, send)
             except EngineAnswerError as exc:
-                if exc.status != 404 or target.version is None or send.started:
+                if exc.status != 404 or adapter is None or send.started:
                     raise
                 # the engine lost it: load and ask once more
-                replica.residency.mark_missing(target.version.engine_name)
+                replica.residency.mark_missing(adapter.engine_name)
                 async with replica.asked(generation=self._endpoint is not TOKENIZE):
                     await self._generate(passage, turn, replica, services, send)
             finally:
@@ -301,8 +367,8 @@ class GenerationEndpoint:
     ) -> None:
         async with contextlib.AsyncExitStack() as stack:
             engine = replica.engine
-            if passage.target.version is not None:
-                held = await stack.enter_async_context(replica.residency.hold(passage.target.version))
+            if (adapter := passage.adapter) is not None:
+                held = await stack.enter_async_context(replica.residency.hold(adapter))
                 engine, passage.load_s = held.engine, held.load_s
             passage.outcome.sent_s = passage.meter.loaded_s = time.monotonic()
             passage.meter.sent(engine, passage.outcome)
@@ -325,7 +391,7 @@ class GenerationEndpoint:
         self, passage: Passage, turn: Turn, response: EngineResponse, services: Services, send: "SendGuard"
     ) -> None:
         limits = services.settings.requests
-        engine_name = passage.target.engine_name or BASE_NAME
+        engine_name = passage.adapter.engine_name if passage.adapter is not None else BASE_NAME
         names = Names(engine_name, passage.target.requested, self._endpoint.required)
         if not passage.prepared.stream or response.status != 200:
             choices = passage.prepared.choices if self._endpoint is not TOKENIZE else 0

@@ -56,6 +56,10 @@ def answered_s_ago(replica: Replica) -> float | None:
 async def status(caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
     """What `lorikeet status` and `lorikeet engine` show. Operators only."""
     caller.require_operator()
+    serves = {
+        one.replica.id: f"{one.deployment.tenant}/{one.deployment.adapter}@{one.deployment.version}"
+        for one in services.deployments.running
+    }
     return {
         "url": gateway_url(services.settings, ignore_environment=True),
         "ready": services.ready,
@@ -70,7 +74,10 @@ async def status(caller: CallerDep, services: ServicesDep) -> dict[str, Any]:
                 "waiting": replica.admission.waiting,
                 "breaker": breaker_state(replica),
                 "answered_s_ago": answered_s_ago(replica),
+                **(
+                    {"serves": serves[replica.id]} if replica.id in serves else {}
+                ),  # a merged version, and nothing else
             }
-            for replica in services.fleet.replicas
+            for replica in services.replicas
         ],
     }

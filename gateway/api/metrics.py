@@ -45,7 +45,7 @@ router = APIRouter(tags=["metrics"], dependencies=[Depends(may_read)])
 @router.get("/metrics")
 async def metrics(services: ServicesDep) -> Response:
     """The gateway's own, and each engine's state as the gateway sees it."""
-    for replica in services.fleet.replicas:
+    for replica in services.replicas:
         services.metrics.note_engine(replica.id, engine_values(replica))
     return page(await asyncio.to_thread(services.metrics.exposition))
 
@@ -53,7 +53,7 @@ async def metrics(services: ServicesDep) -> Response:
 @router.get("/metrics/engines")
 async def engine_metrics(services: ServicesDep) -> Response:
     """Every engine's own page, with a label `engine`. One that does not answer in time is left out, and said to be."""
-    replicas = services.fleet.replicas
+    replicas = services.replicas
     found = await asyncio.gather(*(engine_page(replica, services.settings.metrics.engine_s) for replica in replicas))
     pages = dict(zip((replica.id for replica in replicas), found, strict=True))
     return page((await asyncio.to_thread(merged, pages)).encode())

@@ -65,6 +65,7 @@ async def retrieve_model(model: str, caller: CallerDep, services: ServicesDep) -
     tenant = caller.require(Scope.INFERENCE).name
     snapshot = services.directory.snapshot
     target = services.resolve(model, tenant)
+    services.deployments.find(target)  # raises where the merged form is meant, and there is none
     if target.version is None:
         return base_object(services) | {"id": model}
     record = snapshot.adapters[(target.version.tenant, target.version.adapter)]

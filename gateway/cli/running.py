@@ -147,7 +147,8 @@ def status(key: OperatorKeyOption = None, json: JsonOption = False) -> None:
     with operator_client(Settings(), key) as client:
         found = client.get("/lorikeet/status")
     if json:
-        engines = [{field: e[field] for field in ("id", "state", "slots", "resident")} for e in found["engines"]]
+        fields = ("id", "state", "slots", "resident", "serves")
+        engines = [{field: e[field] for field in fields if field in e} for e in found["engines"]]
         print_json(
             {"url": found["url"], "ready": found["ready"], "base_model": found["base_model"], "engines": engines}
         )
@@ -180,7 +181,7 @@ def print_engines(found: dict[str, Any]) -> None:
                 e["slots"],
                 e.get("in_flight"),
                 e.get("waiting"),
-                "\n".join(e["resident"]) or "none",
+                f"{e['serves']}, merged" if "serves" in e else "\n".join(e["resident"]) or "none",
             )
             for e in found["engines"]
         ],

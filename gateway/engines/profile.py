@@ -7,7 +7,7 @@ import ctypes.util
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -61,6 +61,10 @@ class EngineProfile(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     kv_cache_bytes: int | None = Field(None, gt=0, description="None: vLLM measures what is left.")
     eager: bool = Field(False, description="No compilation and no graphs: a fast start.")
+    lora: bool = Field(True, description="False: it serves one model and no adapters, whatever is said of LoRA here.")
+    dedicated: dict[str, Any] = Field(
+        {}, description="What differs in an engine of its own for one merged version, which runs beside this one."
+    )
     args: tuple[str, ...] = Field((), description="Further arguments of vLLM.")
     env: dict[str, str] = Field({}, description="Further environment.")
     preload: tuple[str, ...] = Field((), description="Libraries to preload where found, by name as in -lNAME.")
@@ -75,6 +79,18 @@ class EngineProfile(BaseModel):
         if self.host_adapters < self.slots:
             raise ValueError(f"host_adapters ({self.host_adapters}) must be at least slots ({self.slots})")
         return self
+
+    @model_validator(mode="after")
+    def _dedicated_is_a_profile(self) -> "EngineProfile":
+        if self.dedicated:
+            dedicated_profile(self)
+        return self
+
+
+def dedicated_profile(profile: EngineProfile) -> EngineProfile:
+    """For an engine of its own for one merged version, beside engines of this profile: without LoRA. Raises ValidationError."""
+    fields = profile.model_dump(exclude={"dedicated"}) | profile.dedicated
+    return EngineProfile.model_validate(fields | {"name": f"{profile.name}-merged", "lora": False})
 
 
 def load_profile(name_or_path: str | Path) -> EngineProfile:
@@ -92,11 +108,12 @@ def load_profile(name_or_path: str | Path) -> EngineProfile:
 
 
 def on_own_device(profile: EngineProfile, number: int, *, engines: int, visible: str | None) -> EngineProfile:
-    """The profile of one of several engines, confined to a GPU of its own; a CPU engine takes no notice.
+    """The profile of one of several engines, confined to a GPU of its own; a CPU engine takes no notice. One that names its
+    GPU itself keeps it.
 
     visible: the gateway's own CUDA_VISIBLE_DEVICES. Raises EngineStartError when it names fewer devices than engines.
     """
-    if engines == 1:
+    if engines == 1 or "CUDA_VISIBLE_DEVICES" in profile.env:
         return profile
     devices = visible.split(",") if visible else [str(device) for device in range(engines)]
     if len(devices) < engines:
@@ -113,18 +130,21 @@ def engine_arguments(profile: EngineProfile, *, model: Path, socket: Path) -> li
         "--dtype": profile.dtype,
         "--max-model-len": str(profile.context_tokens),
         "--max-num-seqs": str(profile.max_in_flight),
-        "--max-loras": str(profile.slots),
-        "--max-cpu-loras": str(profile.host_adapters),
-        "--max-lora-rank": str(profile.max_rank),
         "--shutdown-timeout": str(profile.shutdown_timeout_s),
     }
     if profile.kv_cache_bytes is not None:
         arguments["--kv-cache-memory-bytes"] = str(profile.kv_cache_bytes)
-    flags = ["--enable-lora", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
+    flags = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
     # Adapters may bring a template of their own. Nobody but the gateway reaches the socket, and it sends a template only
     # from a version whose uploader, or for a caller whose key, is trusted with one.
     flags.append("--trust-request-chat-template")
-    flags += ["--lora-target-modules", *profile.target_modules]
+    if profile.lora:
+        arguments |= {
+            "--max-loras": str(profile.slots),
+            "--max-cpu-loras": str(profile.host_adapters),
+            "--max-lora-rank": str(profile.max_rank),
+        }
+        flags += ["--enable-lora", "--lora-target-modules", *profile.target_modules]
     if profile.eager:
         flags.append("--enforce-eager")
     return [part for pair in arguments.items() for part in pair] + flags + list(profile.args)

@@ -13,9 +13,12 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from adapters.records import Deployment
 from adapters.registry import Scope
 from gateway.app import create_app
 from gateway.engines.echo import EchoEngine
+from gateway.engines.echo_answers import Voice
+from gateway.engines.profile import EngineProfile
 from gateway.engines.protocol import Engine
 from gateway.onboarding import VALIDATIONS
 from gateway.services import OnReady, Services
@@ -39,6 +42,8 @@ class EchoHost:
 
     def __post_init__(self) -> None:
         self.engine = self._fresh()
+        self._may_end = asyncio.Event()
+        self._may_end.set()
 
     def _fresh(self) -> EchoEngine:
         engine = self.make()
@@ -57,10 +62,22 @@ class EchoHost:
 
     async def start(self) -> None:
         self.state = "restoring"
-        await self.on_ready(self.engine)
+        try:
+            await self.on_ready(self.engine)
+        except BaseException:
+            self.state = "failed"
+            raise
         self.state = "ready"
 
+    @asynccontextmanager
+    async def held_up(self) -> AsyncIterator[None]:
+        """It does not come to its end while the block lasts."""
+        self._may_end.clear()
+        yield
+        self._may_end.set()
+
     async def stop(self) -> None:
+        await self._may_end.wait()
         self.state = "stopped"
 
     async def restart(self, reason: str) -> None:
@@ -78,6 +95,7 @@ class Gateway:
     settings: Settings
     hosts: list[EchoHost]
     base: Path
+    dedicated: dict[str, EchoHost] = field(default_factory=dict)  # engines of one merged version, by folder
 
     @property
     def host(self) -> EchoHost:
@@ -131,7 +149,10 @@ class Gateway:
 async def running_gateway(
     data: Path, base: Path, *, engine: Callable[[], EchoEngine] = lambda: EchoEngine(slots=4), **changes: object
 ) -> AsyncIterator[Gateway]:
-    """A gateway on a data folder of its own; a second call on the same folder is a restart."""
+    """A gateway on a data folder of its own; a second call on the same folder is a restart.
+
+    The engine of a merged version says what stands in the echo.txt of its folder.
+    """
     settings = Settings.model_validate({"LORIKEET_HOME": data, "base": str(base), "engine": "test", **changes})
     hosts: list[EchoHost] = []
 
@@ -139,14 +160,27 @@ async def running_gateway(
         hosts.append(EchoHost(engine, on_ready, f"echo-{len(hosts)}" if settings.engines > 1 else "echo"))
         return hosts[-1]
 
-    app = create_app(settings, make_host)
+    dedicated: dict[str, EchoHost] = {}
+
+    def make_dedicated(deployment: Deployment, _profile: EngineProfile, _number: int, on_ready: OnReady) -> EchoHost:
+        text = (settings.home.merged / deployment.folder / "echo.txt").read_text()
+
+        def merged_engine() -> EchoEngine:
+            made = engine()
+            made.base = Voice(made.base.name, text, deployment.digest.encode())
+            return made
+
+        dedicated[deployment.folder] = EchoHost(merged_engine, on_ready, deployment.engine_id)
+        return dedicated[deployment.folder]
+
+    app = create_app(settings, make_host, make_dedicated=make_dedicated)
     async with app.router.lifespan_context(app):
         services: Services = app.state.services
         for _ in range(200):
             if all(replica.ready for replica in services.fleet.replicas):
                 break
             await asyncio.sleep(0.01)
-        yield Gateway(app, services, settings, hosts, base)
+        yield Gateway(app, services, settings, hosts, base, dedicated)
 
 
 @pytest.fixture(scope="session")
