@@ -39,13 +39,26 @@ COMMANDS: dict[str, Mount] = {
     "adapters": Mount("gateway.cli.adapters:adapters_app", "List adapters, or the versions of one."),
     "promote": Mount("gateway.cli.adapters:promote_app", "Make a version the one that answers to the name."),
     "rollback": Mount("gateway.cli.adapters:rollback_app", "Go back to the version before."),
+    "deploy": Mount("gateway.cli.deployments:deploy_app", "Give a merged version an engine of its own."),
+    "undeploy": Mount("gateway.cli.deployments:undeploy_app", "Take a version's own engine down."),
+    "deployments": Mount("gateway.cli.deployments:deployments_app", "Versions with an engine of their own."),
+    "choose": Mount("gateway.cli.choose:choose_app", "Hot-swapped or merged? Measure both forms of a version."),
     "usage": Mount("gateway.cli.usage:usage_app", "Requests, tokens and their cost, by day, adapter or tenant."),
     "requests": Mount("gateway.cli.usage:requests_app", "Where one request's time went, and what it was charged."),
     "base": Mount("adapters.cli:base_app", "Prepare and inspect base models."),
     "inspect": Mount(
         "adapters.cli:inspect_app", "Show an adapter folder, and every fault that keeps it from being served."
     ),
-    "merge": Mount("adapters.cli:merge_app", "Fold an adapter into its base model, with a parity report."),
+    "merge": Mount("adapters.cli_merging:merge_app", "Fold an adapter into its base model, with a parity report."),
+    "fuse": Mount("adapters.cli_merging:fuse_app", "Make one adapter of several, measured on each one's goldens."),
+    "convert": Mount("adapters.cli_merging:convert_app", "Publish a DoRA as a LoRA that a shared engine serves."),
+    "fit": Mount("adapters.cli_merging:fit_app", "Reduce an adapter to a rank the engine serves."),
+    "quantize": Mount(
+        "adapters.cli_quantize:quantize_app", "Make a merged model smaller for vLLM, with a parity report."
+    ),
+    "export": Mount(
+        "adapters.cli_quantize:export_app", "Write a model in another program's format: GGUF for llama.cpp."
+    ),
     "advise": Mount("trainer.cli.advise:advise_app", "Prompt, retrieve or fine-tune? An answer with its reasons."),
     "estimate": Mount(
         "trainer.cli.estimate:estimate_app", "Parameters, memory, time and cost of a training run, before it."

@@ -1,4 +1,4 @@
-"""`lorikeet base`, `lorikeet inspect` and `lorikeet merge`: thin layers over their modules."""
+"""`lorikeet base` and `lorikeet inspect`: thin layers over their modules; and what all commands of this room share."""
 
 import json
 import tempfile
@@ -24,14 +24,12 @@ from adapters.base import (
     prepare_base,
     read_base,
 )
-from adapters.errors import Fault, InvalidAdapterError, MergeError
+from adapters.errors import Fault, InvalidAdapterError
 from adapters.home import home
-from adapters.stored import stored_adapter
 from adapters.validation import AdapterReport, EngineLimits, validate_adapter
 
 base_app = typer.Typer(help="Prepare and inspect base models.", no_args_is_help=True, add_completion=False)
 inspect_app = typer.Typer(add_completion=False)
-merge_app = typer.Typer(add_completion=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 BaseOption = Annotated[
@@ -52,7 +50,7 @@ BaseArgument = Annotated[
 @base_app.command("prepare")
 def prepare(config: BaseArgument = DEFAULT_BASE, as_json: Json = False) -> None:
     """Fetch or unpack a base model once, and write down its fingerprint. Again: returns at once."""
-    with _progress() as report:
+    with progress() as report:
         folder = prepare_base(load_spec(config), home().create().models, report)
     _show_base(folder, read_base(folder), as_json)
 
@@ -85,7 +83,7 @@ def inspect(
         except InvalidAdapterError as exc:
             faults = exc.faults
     if as_json:
-        _print_json(_inspection(path, report, faults))
+        print_json(_inspection(path, report, faults))
     else:
         console = Console()
         if report is not None:
@@ -98,54 +96,9 @@ def inspect(
         raise typer.Exit(1)
 
 
-@merge_app.command()
-def merge(
-    adapter: Annotated[
-        str, typer.Argument(help="Adapter folder, or a stored one: support, support@2, acme/support@2.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the merged model; must not exist yet.")],
-    base: BaseOption = DEFAULT_BASE,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. Default: as the base is saved.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Fold an adapter into its base model, and prove that the result is equal to base + adapter.
-
-    The result is a prepared base of its own: serve it with LORIKEET_BASE=DIR. Outside the tolerance nothing is kept.
-    """
-    from adapters.merge import merge_adapter
-
-    base_folder = find_base(base, home().models)
-    with tempfile.TemporaryDirectory(prefix="lorikeet-merge-") as temporary:
-        folder = Path(adapter)
-        if not folder.is_dir():
-            folder = stored_adapter(adapter, Path(temporary) / "adapter")
-        if not (folder / "adapter_config.json").is_file():
-            raise MergeError(f"{folder} holds no adapter_config.json.")
-        with _progress() as report:
-            result = merge_adapter(base_folder, folder, out, dtype=dtype, report=report)
-    if as_json:
-        _print_json(result.as_dict())
-        return
-    table = Table(title=f"Parity on {result.tokens} tokens ({result.prompts}), against base + adapter in float32")
-    for column in ("", "largest", "mean", "same first choice"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, figures in (
-        ("merged, float32", result.fp32),
-        (f"merged, saved as {result.dtype}", result.saved),
-        (f"not merged, run in {result.dtype}", result.unmerged),
-        ("base without the adapter", result.effect),
-    ):
-        table.add_row(name, f"{figures.max_abs:.2e}", f"{figures.mean_abs:.2e}", f"{figures.top1:.1%}")
-    console = Console()
-    console.print(table)
-    console.print(f"[green]Merged[/green] {result.layers} layers into {escape(str(out))}", soft_wrap=True)
-
-
 def _show_base(folder: Path, info: BaseModelInfo, as_json: bool) -> None:
     if as_json:
-        _print_json({"folder": str(folder), **info.model_dump(mode="json")})
+        print_json({"folder": str(folder), **info.model_dump(mode="json")})
         return
     table = _facts(info.name)
     rows = {
@@ -221,7 +174,7 @@ def _fault_table(path: Path, faults: tuple[Fault, ...]) -> Table:
 
 
 @contextmanager
-def _progress() -> Iterator[Report]:
+def progress() -> Iterator[Report]:
     """One line on standard error that follows the current step."""
     columns = (
         SpinnerColumn(),
@@ -230,14 +183,14 @@ def _progress() -> Iterator[Report]:
         TaskProgressColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting", total=None)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
 
         def report(step: str, done: int, total: int) -> None:
-            progress.update(task, description=escape(step), completed=done, total=total or None)
+            bar.update(task, description=escape(step), completed=done, total=total or None)
 
         yield report
 
 
-def _print_json(document: Any) -> None:
+def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=1, ensure_ascii=False))

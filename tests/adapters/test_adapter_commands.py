@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from adapters.api_keys import load_secret
 from adapters.blobs import BlobStore
-from adapters.cli import base_app, inspect_app, merge_app
+from adapters.cli import base_app, inspect_app
+from adapters.cli_merging import merge_app
 from adapters.database import open_database
 from adapters.errors import AdapterNotFoundError, ConflictError, MergeError
 from adapters.home import Home

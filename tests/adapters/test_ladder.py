@@ -44,12 +44,12 @@ def test_rungs_stand_in_the_ladders_order_however_they_are_added(tmp_path: Path)
 
 def test_a_rung_leaves_the_rest_of_report_and_card_as_they_were(tmp_path: Path) -> None:
     (tmp_path / "merge-report.json").write_text('{"adapter_digest": "12", "rungs": []}')
-    (tmp_path / "README.md").write_text("# support merged\n\n## Licences\n\n- base: MIT\n\n## Parity\n\nold\n")
+    (tmp_path / "README.md").write_text("# support merged\n\n## Licences\n\n- base: MIT\n\n## Parity\n\nformer\n")
     add_rung(tmp_path, rung())
     assert json.loads((tmp_path / "merge-report.json").read_text())["adapter_digest"] == "12"
     card = (tmp_path / "README.md").read_text()
     assert "- base: MIT" in card
-    assert "old" not in card
+    assert "former" not in card
     assert "| quantized, w8a8 | goldens | 1.00e-05 |" in card
     assert "75% (75%)" in card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "merge-report.json"]

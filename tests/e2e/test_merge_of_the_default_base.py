@@ -21,6 +21,9 @@ def test_an_adapter_merged_into_the_default_base_keeps_its_answers(base_model: P
     report = merge_adapter(base_model, adapter, tmp_path / "out")
     print(json.dumps(report.as_dict(), indent=1))  # noqa: T201 - the measurement, shown with pytest -s
     assert report.prompts == "default prompts"
+    assert report.fp32 is not None
+    assert report.saved is not None
+    assert report.effect is not None
     assert report.fp32.max_abs < 1e-3
     assert report.fp32.top1 == 1.0
     assert report.effect.mean_abs > 3 * report.saved.mean_abs

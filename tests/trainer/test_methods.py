@@ -225,6 +225,8 @@ def test_dora_is_merge_only_and_merges(train: Train, tiny_base: Path, tmp_path: 
     assert done.profile == "merge-only"
     assert told[0].startswith("Merge-only")
     parity = merge_adapter(tiny_base, done.adapter, tmp_path / "merged")
+    assert parity.effect is not None
+    assert parity.fp32 is not None
     assert parity.effect.max_abs > 10 * parity.fp32.max_abs
 
 
