@@ -20,6 +20,7 @@ from gateway.engines.protocol import Engine
 from gateway.errors import AdapterLoadError, EngineUnavailableError, GatewayError, NoReplicaError
 from gateway.metrics import Metrics
 from gateway.settings import ResidencySettings
+from gateway.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,9 @@ class Residency:
         self._next_load_s = 0.0
         self._load_times = deque[float](maxlen=LOADS)
         self._released = asyncio.Event()  # set, and replaced, when the last claim on a name ends
+        self._wanted: dict[str, AdapterVersion] = {}  # by requests that wait for a turn, the longest waiting first
+        self._loading_ahead = False
+        self._tasks = Tasks()
 
     @property
     def claimed(self) -> int:
@@ -105,8 +109,10 @@ class Residency:
             self._claims[name] -= 1
             if not self._claims[name]:
                 del self._claims[name]
+                self._wanted.pop(name, None)
                 self._released.set()
                 self._released = asyncio.Event()
+                self._load_ahead()
 
     @asynccontextmanager
     async def hold(self, version: AdapterVersion) -> AsyncIterator[Held]:
@@ -133,6 +139,15 @@ class Residency:
                 self._leases[name] -= 1
                 if not self._leases[name]:
                     del self._leases[name]
+
+    def want(self, version: AdapterVersion) -> None:
+        """A request that claims the version waits for its turn: load it meanwhile, or its slot stands empty during the load.
+
+        Only where that pushes out nothing that another request claims.
+        """
+        if version.engine_name not in self._loaded:
+            self._wanted.setdefault(version.engine_name, version)
+            self._load_ahead()
 
     async def forget(self, name: str) -> None:
         """Wait until nobody claims the engine name, then free it in the engine."""
@@ -177,17 +192,38 @@ class Residency:
     async def run(self) -> None:
         """Sweep and reconcile for ever. An engine that is away is somebody else's business: the supervisor's."""
         last_s = time.monotonic()
-        while True:
-            await asyncio.sleep(self._settings.sweep_s)
-            try:
-                await self.sweep()
-                if time.monotonic() - last_s >= self._settings.reconcile_s:
-                    last_s = time.monotonic()
-                    await self.reconcile()
-            except EngineUnavailableError:
-                logger.info("engine away, adapters left alone")
-            except Exception:
-                logger.exception("adapter sweep failed")
+        async with self._tasks:
+            while True:
+                await asyncio.sleep(self._settings.sweep_s)
+                try:
+                    await self.sweep()
+                    if time.monotonic() - last_s >= self._settings.reconcile_s:
+                        last_s = time.monotonic()
+                        await self.reconcile()
+                except EngineUnavailableError:
+                    logger.info("engine away, adapters left alone")
+                except Exception:
+                    logger.exception("adapter sweep failed")
+
+    def _load_ahead(self) -> None:
+        if self._wanted and not self._loading_ahead and self._has_room():
+            self._loading_ahead = True
+            self._tasks.start(self._load_wanted(), name="load ahead")
+
+    async def _load_wanted(self) -> None:
+        """One at a time, so that a request whose turn has come waits for one load before its own at most."""
+        try:
+            while self._wanted and self._has_room():
+                version = self._wanted.pop(next(iter(self._wanted)))
+                with _without_the_broken(version):
+                    await self._ensure(version)
+        except EngineUnavailableError:
+            self._wanted.clear()
+        finally:
+            self._loading_ahead = False
+
+    def _has_room(self) -> bool:
+        return len(self._loaded) < self._capacity or not self._claims.keys() >= self._loaded.keys()
 
     async def _ensure(self, version: AdapterVersion) -> None:
         name = version.engine_name
@@ -222,12 +258,12 @@ class Residency:
         self._note_loaded(version)
 
     async def _make_room(self) -> None:
-        """Evict the least recently used version nobody holds, production last."""
+        """Evict the least recently used version nobody holds; last what production needs, and what a request waits for."""
         if len(self._loaded) < self._capacity:
             return
         production = {version.engine_name for version in self._production()}
         idle = [name for name in self._loaded if not self._leases[name]]
-        victim = next((name for name in idle if name not in production), idle[0] if idle else None)
+        victim = min(idle, key=lambda name: (name in self._claims, name in production), default=None)
         if victim is not None and self._engine is not None:
             self._loaded.pop(victim)
             await self._engine.remove(victim)

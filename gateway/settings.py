@@ -68,7 +68,7 @@ class RequestSettings(_Section):
         128, gt=0, description="Most of them of one tenant, so that no tenant's flood fills the queue for all."
     )
     patience_s: float = Field(
-        2.0, gt=0, description="A request for a cold adapter that waited this long makes a busy LoRA slot drain for it."
+        3.0, gt=0, description="A request for a cold adapter that waited this long makes a busy LoRA slot drain for it."
     )
 
 

@@ -339,6 +339,8 @@ class GenerationEndpoint:
         self, passage: Passage, replica: Replica, caller: Caller, services: Services, send: "SendGuard"
     ) -> None:
         tenant, adapter, prepared = caller.require(KeyScope.INFERENCE), passage.adapter, passage.prepared
+        if adapter is not None:
+            replica.residency.want(adapter)
         async with replica.admission.turn(
             tenant.name,
             adapter.engine_name if adapter is not None else None,

@@ -9,6 +9,7 @@ from gateway.engines.protocol import EngineAdapters
 from gateway.errors import AdapterLoadError, EngineError, EngineUnavailableError, NoReplicaError
 from gateway.residency import Residency
 from gateway.settings import ResidencySettings
+from tests.gateway.test_onboarding import until
 
 SETTINGS = ResidencySettings(retire_grace_s=0.0, stall_share=1.0)
 
@@ -201,3 +202,59 @@ async def test_a_version_at_whose_load_engines_die_is_set_aside_and_the_others_c
     with pytest.raises(AdapterLoadError, match="set aside"):
         async with residency.hold(version("deadly")):
             pass
+
+
+async def test_what_a_waiting_request_wants_is_loaded_ahead_of_its_turn(shelf: Shelf) -> None:
+    engine = EchoEngine()
+    residency = await resident(shelf, engine)
+    with residency.claim(version("a")):
+        residency.want(version("a"))
+        await until(lambda: version("a").engine_name in residency.resident)
+        async with residency.hold(version("a")) as held:
+            assert held.load_s == 0.0
+    assert engine.loads == 1
+
+
+async def test_nothing_is_loaded_ahead_for_one_who_has_left(shelf: Shelf) -> None:
+    engine = EchoEngine(load_s=0.01)
+    residency = await resident(shelf, engine)
+    with residency.claim(version("a")), residency.claim(version("b")):
+        residency.want(version("a"))
+        residency.want(version("b"))
+        await until(lambda: bool(shelf.fetched))
+    await asyncio.sleep(0.05)
+    assert residency.resident == [version("a").engine_name]
+
+
+async def test_loading_ahead_pushes_out_only_what_nobody_claims(shelf: Shelf) -> None:
+    engine = EchoEngine()
+    residency = await resident(shelf, engine, capacity=2)
+    async with residency.hold(version("idle")):
+        pass
+    with residency.claim(version("waiting")), residency.claim(version("next")), residency.claim(version("last")):
+        for name in ("waiting", "next", "last"):
+            residency.want(version(name))
+        await until(lambda: engine.loads == 3)
+        await asyncio.sleep(0.01)
+        assert residency.resident == [version("waiting").engine_name, version("next").engine_name]
+        async with residency.hold(version("waiting")):
+            pass
+    async with residency.hold(version("last")):
+        assert version("last").engine_name in engine.voices
+
+
+async def test_a_version_that_cannot_be_loaded_ahead_fails_its_own_request_and_no_other(shelf: Shelf) -> None:
+    class Picky(EchoEngine):
+        async def load(self, name: str, folder: Path) -> None:
+            if name == version("broken").engine_name:
+                raise AdapterLoadError("cannot be read")
+            await super().load(name, folder)
+
+    residency = await resident(shelf, Picky())
+    with residency.claim(version("broken")), residency.claim(version("sound")):
+        residency.want(version("broken"))
+        residency.want(version("sound"))
+        await until(lambda: version("sound").engine_name in residency.resident)
+        with pytest.raises(AdapterLoadError):
+            async with residency.hold(version("broken")):
+                pass
