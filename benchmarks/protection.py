@@ -153,13 +153,13 @@ def planned(rate: float, seconds: float) -> Iterator[tuple[str, dict[str, Any]]]
     yield "relay", scenario(seconds, rate, VOICES[:3])
     for size in SETS:
         yield f"set-{size}", scenario(seconds, rate, VOICES[:size])
-    victim = rate / 8
+    victim = rate / 8  # asks little, hence twice the time
     phases = [
         {"name": "warm-up", "duration_s": 8, "measured": False},
-        {"name": "alone", "duration_s": seconds},
+        {"name": "alone", "duration_s": 2 * seconds},
         {
             "name": "beside",
-            "duration_s": seconds,
+            "duration_s": 2 * seconds,
             "neighbour": {"tenant": "globex", "load": {"kind": "poisson", "rate_per_s": 10 * victim}},
         },
     ]
