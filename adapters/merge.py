@@ -375,14 +375,14 @@ _LORA_ON_EMBEDDINGS = (
 )
 
 
-def check_memory(tensors: Mapping[str, TensorFile]) -> None:
-    """Raises MergeError where the model does not fit into the free memory in float32."""
+def check_memory(tensors: Mapping[str, TensorFile], free_bytes: int | None = None) -> None:
+    """Raises MergeError where the model does not fit into the free memory in float32. free_bytes: None asks the system."""
     needed = TORCH_BYTES + BYTES_PER_PARAMETER * sum(prod(file.tensors[name].shape) for name, file in tensors.items())
-    free = psutil.virtual_memory().available
+    free = psutil.virtual_memory().available if free_bytes is None else free_bytes
     if needed > free:
         raise MergeError(
-            f"Full parity loads the whole model in float32 and needs about {needed / 2**30:.1f} GiB; {free / 2**30:.1f} are "
-            "free. On this machine, merge with parity by weights (--parity weights), which holds one tensor at a time."
+            f"Comparing log-probabilities loads the whole model in float32 and needs about {needed / 2**30:.1f} GiB; "
+            f"{free / 2**30:.1f} are free. A merge can compare weights instead, one tensor at a time: --parity weights"
         )
 
 

@@ -89,7 +89,9 @@ def check_merged(
         )
     if found.get("base_weights_digest") != base.fingerprint.weights_digest:
         raise MergeError(f"{source} was merged into another base than {base.name}, which is served here.")
-    if template_digest(read_template(source)) != base.fingerprint.template_digest:
+    # A merge brings the adapter's own template along, where it has one.
+    own = ((found.get("manifest") or {}).get("serving") or {}).get("chat_template")
+    if template_digest(read_template(source)) not in {base.fingerprint.template_digest, template_digest(own or "")}:
         raise MergeError(f"{source} has another chat template than {base.name}: its prompts would be other tokens.")
     _check_parity(source, found)
     return found, _check_licences(version, base, policy, forced)
@@ -127,8 +129,10 @@ def sweep(merged: Path) -> None:
 def _check_parity(source: Path, found: dict[str, Any]) -> None:
     rungs = rungs_of(found, source)
     kinds = {rung.name.split()[0] for rung in rungs}
-    wanted = ("quantized",) if _quantization(source) else MEASURED
-    if not kinds.intersection(wanted):
+    quantized = _quantization(source) is not None
+    wanted = ("quantized",) if quantized else MEASURED
+    by_weights = bool(found.get("weights")) and not quantized  # held against their exact values, tensor by tensor
+    if not by_weights and not kinds.intersection(wanted):
         raise MergeError(
             f"The report of {source} does not say how equal its weights are to base + adapter ({' or '.join(wanted)}): "
             "merge again with the parity check."
