@@ -81,6 +81,9 @@ class GatewayClient:
         timeout = httpx.Timeout(timeout_s, connect=5.0) if timeout_s else DEFAULT_TIMEOUT
         return self._send("POST", path, json=body or {}, timeout=timeout)
 
+    def delete(self, path: str) -> Any:
+        return self._send("DELETE", path)
+
     def upload(self, name: str, archive: IO[bytes], *, wait: bool) -> Any:
         """Send an archive as a new version of `name`; with `wait`, the answer comes when it is ready or refused."""
         return self._send(

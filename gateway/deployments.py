@@ -132,9 +132,9 @@ class Deployments:
             while True:
                 snapshot = self._directory.snapshot
                 if snapshot is not self._seen or self._deferred:
-                    self._seen = snapshot
                     wanted = await asyncio.to_thread(self._wanted, snapshot)
                     self._reconcile({one.key: one for one in wanted}, group)
+                    self._seen = snapshot
                 await asyncio.sleep(self._refresh_s)
 
     def _wanted(self, snapshot: Snapshot) -> list[Deployment]:
@@ -159,8 +159,9 @@ class Deployments:
         for key in wanted.keys() - self._live.keys() - going:
             try:
                 self._live[key] = self._open(wanted[key], self._free_number())
-            except (EngineStartError, ValueError) as exc:
-                self.problems[key] = str(exc)
+            except Exception as exc:  # one that cannot be had must not keep the others from being seen to
+                logger.exception("deployment cannot be tried", extra={"engine": wanted[key].engine_id})
+                self.problems[key] = str(exc) if isinstance(exc, EngineStartError) else f"{type(exc).__name__}: {exc}"
                 continue
             self.problems.pop(key, None)
             group.create_task(self._keep(self._live[key]), name=f"deployment {wanted[key].engine_id}")

@@ -15,7 +15,7 @@ class Target:
     """Resolved once per request and kept to its last byte."""
 
     requested: str  # as the caller wrote it; answers carry it back
-    label: str  # what the x-lorikeet-adapter header says: `support@2`, or the base model's name
+    label: str  # what the x-lorikeet-adapter header says: `support@2`, `support@2#merged`, or the base model's name
     version: AdapterVersion | None  # None: the base model itself
     form: str | None = None  # MERGED or ADAPTER where the caller insists on one
 
@@ -46,7 +46,7 @@ def resolve(model: str, *, tenant: str, snapshot: Snapshot, base: str, base_name
     if version is None or not servable(version, base):
         raise AdapterNotFoundError(model)
     shown = reference.name if owner == tenant else f"{owner}/{reference.name}"
-    return Target(model, f"{shown}@{version.version}", version, form or None)
+    return Target(model, f"{shown}@{version.version}{mark}{form}", version, form or None)
 
 
 def tuned_reference(model: str, snapshot: Snapshot) -> Reference | None:

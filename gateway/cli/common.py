@@ -94,6 +94,14 @@ def tenant_client(settings: Settings, key: str | None, tenant: str | None) -> cl
     return closing(GatewayClient(gateway_url(settings), chosen, tenant=tenant))
 
 
+def operator_for(settings: Settings, key: str | None, tenant: str) -> GatewayClient:
+    """A client with an operator's key that acts for the tenant: --key, else this machine's own, else LORIKEET_API_KEY."""
+    chosen = key or read_operator_key(settings) or os.environ.get("LORIKEET_API_KEY")
+    if not chosen:
+        raise CommandError(no_key_message(settings))
+    return GatewayClient(gateway_url(settings), chosen, tenant=tenant)
+
+
 def _only_tenant(settings: Settings) -> str:
     names = [tenant.name for tenant in local_registry(settings).tenants()]
     if len(names) == 1:

@@ -106,6 +106,8 @@ async def test_none_goes_there_at_a_share_of_nought_but_who_insists(gateway: Gat
         assert [await ask(client) for _ in range(5)] == [(ADAPTER, "adapter")] * 5
         assert await ask(client, "support#merged") == (MERGED, "merged")
         assert await ask(client, "support@1#merged") == (MERGED, "merged")
+        answer = await client.post("/v1/chat/completions", json=chat("support#merged"))
+    assert answer.headers["x-lorikeet-adapter"] == "support@1#merged"
 
 
 async def test_a_share_between_is_a_canary_between_the_two_forms(gateway: Gateway, tmp_path: Path) -> None:

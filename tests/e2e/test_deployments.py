@@ -1,0 +1,100 @@
+"""A version merged, deployed on a real vLLM of its own beside the shared one, killed, back, and taken down."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.engines.leftovers import processes_of, read_record
+from tests.e2e.machine import Machine
+from tests.factories import make_adapter
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+
+PROMPTS = (
+    "What is the capital of France?",
+    "List three primary colours.",
+    "Say hello in German.",
+    "What is two plus two?",
+    "Name a large river in Africa.",
+    "Which animal gives milk?",
+)
+TOKENS = 12
+
+
+def answer(client: httpx.Client, model: str, prompt: str) -> tuple[list[str], str | None]:
+    """Greedy tokens, and which form gave them."""
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": TOKENS, "temperature": 0}
+    found = client.post("/v1/chat/completions", json=body | {"logprobs": True})
+    assert found.status_code == 200, found.text
+    tokens = [entry["token"] for entry in found.json()["choices"][0]["logprobs"]["content"]]
+    return tokens, found.headers.get("x-lorikeet-form")
+
+
+def common(one: list[str], other: list[str]) -> int:
+    """Tokens before the first difference."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((number for number, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def state(machine: Machine) -> str:
+    (found,) = machine.json("deployments")["data"]
+    return str(found["state"])
+
+
+def test_both_forms_of_a_version_answer_alike_and_its_engine_comes_and_goes(
+    machine: Machine, base_model: Path, tmp_path: Path
+) -> None:
+    started: dict[str, Any] = machine.json("up")
+    folder = make_adapter(tmp_path / "support", base_model, rank=8, scale=0.005)
+    machine.run("push", str(folder), "--name", "support")
+    deployed = machine.json("deploy", "support@1", "--merged", "--parity", "weights")
+    assert (deployed["state"], deployed["scheme"]) == ("ready", "bfloat16")
+    assert deployed["memory"]["pss_bytes"] > 300 << 20
+    headers = {"authorization": f"Bearer {started['key']}"}
+    with httpx.Client(base_url=started["url"], headers=headers, timeout=120) as client:
+        pairs = [[answer(client, f"support#{form}", prompt)[0] for form in ("adapter", "merged")] for prompt in PROMPTS]
+        base = [answer(client, started["base_model"], prompt)[0] for prompt in PROMPTS]
+        equal = [common(adapter, merged) for adapter, merged in pairs]
+        print("tokens alike before the first difference:", equal, [len(merged) for _, merged in pairs])  # noqa: T201
+        assert [merged for _, merged in pairs] != base
+        assert sum(adapter == merged for adapter, merged in pairs) >= len(PROMPTS) // 2
+        assert answer(client, "support", PROMPTS[0])[1] == "merged"
+
+        record = read_record(machine.home / "run" / f"{deployed['engine']}.json")
+        assert record is not None
+        assert record.engine_pid is not None
+        os.killpg(record.engine_pid, signal.SIGKILL)
+        assert answer(client, "support", PROMPTS[0])[1] == "adapter"
+        ends_s = time.monotonic() + 180
+        while state(machine) != "ready":
+            assert time.monotonic() < ends_s
+            time.sleep(1)
+        assert answer(client, "support", PROMPTS[0])[1] == "merged"
+
+        machine.run("undeploy", "support@1")
+        assert processes_of(machine.home / "run" / f"{deployed['engine']}.sock") == []
+        assert {path.stem for path in (machine.home / "run").glob("*.sock")} == {"engine-0"}
+        assert answer(client, "support", PROMPTS[0])[1] is None
+    stopped = machine.json("down")
+    assert (stopped["killed"], stopped["left"]) == (0, [])
+
+
+def test_a_model_that_its_engine_cannot_run_says_why_and_leaves_nothing(
+    machine: Machine, base_model: Path, tmp_path: Path
+) -> None:
+    machine.json("up")
+    folder = make_adapter(tmp_path / "support", base_model, rank=8, scale=0.005)
+    machine.run("push", str(folder), "--name", "support")
+    profile = tmp_path / "wrong.yaml"
+    text = (Path(__file__).parents[2] / "configs/engines/test.yaml").read_text(encoding="utf-8")
+    profile.write_text(text.replace("eager: true", "eager: true\nlora: false").replace("args: [", "args: [--no-such, "))
+    machine.run("deploy", "support@1", "--merged", "--parity", "weights", "--profile", str(profile), expect=1)
+    assert machine.json("deployments")["data"] == []
+    assert {path.stem for path in (machine.home / "run").glob("*.sock")} == {"engine-0"}
+    form = next((machine.home / "merged").glob("*/support@1-*"))
+    assert (form / "merge-report.json").is_file()
