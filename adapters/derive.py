@@ -94,12 +94,17 @@ class Bench:
         folder.mkdir()
         write_factors(folder, factors, self.info)
         try:
-            self.model.load_adapter(folder, "tried")
-            self.model.set_adapter("tried")
+            if load_config(self.parents[0].folder).get("peft_type") == "LORA":
+                self.model.load_adapter(folder, "tried")
+                self.model.set_adapter("tried")
+            else:  # one model holds adapters of one kind
+                del self.model
+                self.model = _with_adapter(self.base, folder, "tried")
             yield
         finally:
             shutil.rmtree(folder)
-            if "tried" in self.model.peft_config:
+            if len(self.model.peft_config) > 1 and "tried" in self.model.peft_config:
+                self.model.set_adapter("0")  # else PEFT warns that it has to choose
                 self.model.delete_adapter("tried")
 
     def goldens(self) -> list[Golden]:
@@ -140,14 +145,18 @@ def bench(
     """Raises MergeError where the model does not fit into the memory, or cannot be loaded."""
     info = read_base(base)
     check_memory(open_checkpoint(base))
-    torch, peft = torch_and_peft()
     report("loading the base", 0, 0)
     with quietly():
-        model = load_model(base, torch.float32)
-        model = peft.PeftModel.from_pretrained(model, parents[0].folder, adapter_name="0", is_trainable=False)
+        model = _with_adapter(base, parents[0].folder, "0")
         for place, parent in enumerate(parents[1:], start=1):
             model.load_adapter(parent.folder, str(place))
         yield Bench(model, base, info, parents, scratch, prompts)
+
+
+def _with_adapter(base: Path, adapter: Path, name: str) -> Any:
+    torch, peft = torch_and_peft()
+    model = load_model(base, torch.float32)
+    return peft.PeftModel.from_pretrained(model, adapter, adapter_name=name, is_trainable=False)
 
 
 def copy_limits(effect: Divergence) -> Limits:

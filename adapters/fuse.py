@@ -237,7 +237,7 @@ def _errors(
 def _rungs(parents: Sequence[Parent], chosen: Tried) -> tuple[Rung, ...]:
     """One for each parent; a fused adapter is meant to differ from each, so nothing is a limit."""
     return tuple(
-        parent_rung(f"adapter, against {parent.name}", parent, figures, Limits(stop_drop=None))
+        parent_rung(f"adapter against {parent.name}", parent, figures, Limits(stop_drop=None))
         for parent, figures in zip(parents, chosen.distances, strict=True)
     )
 
