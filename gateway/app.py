@@ -109,7 +109,7 @@ def create_app(
         usage.router,
         organization.router,
     ):
-        app.include_router(router)
+        app.router.routes += router.routes  # include_router would analyse each endpoint anew
     for known in (AdapterError, GatewayError):
         app.add_exception_handler(known, on_error)
     app.add_exception_handler(RequestValidationError, on_validation)
