@@ -89,10 +89,10 @@ def check_merged(
         )
     if found.get("base_weights_digest") != base.fingerprint.weights_digest:
         raise MergeError(f"{source} was merged into another base than {base.name}, which is served here.")
-    # A merge brings the adapter's own template along, where it has one.
-    own = ((found.get("manifest") or {}).get("serving") or {}).get("chat_template")
-    if template_digest(read_template(source)) not in {base.fingerprint.template_digest, template_digest(own or "")}:
-        raise MergeError(f"{source} has another chat template than {base.name}: its prompts would be other tokens.")
+    own = version.serving.chat_template  # goes along with every request, so the checkpoint may bring it or the base's
+    known = {base.fingerprint.template_digest, *([template_digest(own)] if own is not None else [])}
+    if template_digest(read_template(source)) not in known:
+        raise MergeError(f"{source} has another chat template than {reference} and {base.name}.")
     _check_parity(source, found)
     return found, _check_licences(version, base, policy, forced)
 

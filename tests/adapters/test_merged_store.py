@@ -11,7 +11,7 @@ import pytest
 from adapters.base import BaseSpec, describe_base, read_base, write_base
 from adapters.errors import MergeError, ParityError
 from adapters.ladder import Divergence, Limits, Rung, add_rung
-from adapters.manifest import DataLineage
+from adapters.manifest import DataLineage, ServingDefaults
 from adapters.merged_store import bring_in, quantized_difference, remove_merged, remove_merged_of
 from adapters.records import AdapterVersion, VersionStatus
 from adapters.tensors import save_tensors
@@ -132,10 +132,17 @@ def test_weights_that_changed_since_the_merge_are_refused_and_leave_nothing(benc
     assert not list(bench.merged.glob("*"))
 
 
-def test_another_chat_template_is_refused(bench: Bench) -> None:
+def test_a_chat_template_is_the_bases_or_the_adapters_own(bench: Bench) -> None:
     (bench.source / "chat_template.jinja").write_text("{{ messages }}")
     with pytest.raises(MergeError, match="chat template"):
         bring_in(bench.source, bench.version, bench.base, bench.merged)
+    own = a_version(serving=ServingDefaults(chat_template="{{ messages }}"))
+    assert bring_in(bench.source, own, bench.base, bench.merged).digest
+
+
+def test_a_check_by_weights_stands_in_for_rungs(bench: Bench) -> None:
+    bench.change_report(rungs=[], weights={"changed": 14})
+    assert bring_in(bench.source, bench.version, bench.base, bench.merged).scheme == "bfloat16"
 
 
 def test_licences_that_forbid_it_are_overruled_with_a_reason_only(bench: Bench) -> None:
