@@ -60,7 +60,12 @@ SCHEMES = {
             "fp8", "FP8_DYNAMIC", "weights and activations in 8-bit floats", False, False, Limits(kl=0.1, top1=0.85)
         ),
         QuantizationScheme(
-            "int8-weight-only", "W8A16", "weights in 8-bit integers", True, False, Limits(kl=0.02, top1=0.95)
+            "int8-weight-only",
+            "W8A16",
+            "weights in 8-bit integers (no kernel in vLLM on CPUs)",
+            True,
+            False,
+            Limits(kl=0.02, top1=0.95),
         ),
         QuantizationScheme("w4a16", "W4A16", "weights in 4-bit integers", True, True, Limits(kl=0.2, top1=0.8)),
     )
