@@ -363,9 +363,9 @@ def show_derived(result: "Derived", pushed: Mapping[str, object] | None, out: Pa
 
 
 def rung_table(rungs: Sequence[Rung], title: str) -> Table:
-    table = Table(title=escape(title))
-    for column in ("", "on", "largest", "mean", "same first choice", "KL", "stopped", "same text"):
-        table.add_column(column, justify="left" if column in ("", "on") else "right")
+    table = Table(title=escape(title), box=None, pad_edge=False, header_style="bold")
+    for column in ("", "on", "largest", "mean", "first\nchoice", "KL", "stopped", "same\ntext"):
+        table.add_column(column, justify="left" if column in ("", "on") else "right", no_wrap=True)
     for rung in rungs:
         for cells in rung_rows(rung):
             table.add_row(*map(escape, cells))

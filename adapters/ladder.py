@@ -142,8 +142,8 @@ def parity_section(rungs: list[Rung]) -> str:
     lines = [
         HEADING,
         "",
-        "Differences of natural log-probabilities; KL in nats a token; stopped: greedy texts that ended by themselves, here "
-        "and (in brackets) of the reference.",
+        "Differences of natural log-probabilities; KL in nats a token; stopped: greedy texts that ended by themselves (in "
+        "brackets the reference's, where they are others).",
         "",
         "| form | on | largest | mean | same first choice | KL | stopped | same text |",
         "|---|---|---|---|---|---|---|---|",
@@ -168,11 +168,16 @@ def rung_rows(rung: Rung) -> Iterator[tuple[str, ...]]:
                 f"{figures.mean_abs:.2e}",
                 f"{figures.top1:.1%}",
                 "" if figures.kl is None else f"{figures.kl:.1e}",
-                ""
-                if figures.stop_rate is None
-                else f"{figures.stop_rate:.0%} ({figures.reference_stop_rate or 0:.0%})",
+                _stopped(figures),
                 "" if figures.same_text is None else f"{figures.same_text:.0%}",
             )
+
+
+def _stopped(figures: Divergence) -> str:
+    if figures.stop_rate is None:
+        return ""
+    other = figures.reference_stop_rate
+    return f"{figures.stop_rate:.0%}" + ("" if other in (None, figures.stop_rate) else f" ({other:.0%})")
 
 
 def _remarks(rung: Rung) -> str:

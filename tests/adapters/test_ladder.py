@@ -51,7 +51,7 @@ def test_a_rung_leaves_the_rest_of_report_and_card_as_they_were(tmp_path: Path) 
     assert "- base: MIT" in card
     assert "former" not in card
     assert "| quantized, w8a8 | goldens | 1.00e-05 |" in card
-    assert "75% (75%)" in card
+    assert "| 75% |" in card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "merge-report.json"]
 
 
@@ -76,11 +76,12 @@ def test_a_rung_outside_one_limit_is_refused_and_nothing_is_written(tmp_path: Pa
 
 
 def test_a_rung_that_was_accepted_is_kept_with_its_faults_and_the_reason(tmp_path: Path) -> None:
-    add_rung(tmp_path, rung(accepted="a demonstration", kl=0.5))
+    add_rung(tmp_path, rung(accepted="a demonstration", kl=0.5, stop_rate=0.25))
+    assert "| 25% (75%) |" in (tmp_path / "README.md").read_text()
     assert "KL is 0.5" in (tmp_path / "README.md").read_text()
     assert "accepted: a demonstration" in (tmp_path / "README.md").read_text()
     (kept,) = read_rungs(tmp_path)
-    assert (kept.accepted, len(kept.faults)) == ("a demonstration", 1)
+    assert (kept.accepted, len(kept.faults)) == ("a demonstration", 2)
 
 
 def test_a_rung_nothing_was_measured_of_is_refused(tmp_path: Path) -> None:
