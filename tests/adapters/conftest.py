@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 from adapters.database import open_database, writing
 from adapters.models import Base
 from adapters.registry import Registry
+from tests.databases import migrated_file
 
 
 class Clock:
@@ -82,19 +83,11 @@ def database_url(kind: str, request: pytest.FixtureRequest, tmp_path: Path, _num
     return _created(request.getfixturevalue("postgres_server"), f"copy{next(_numbers)}", template="migrated")
 
 
-@pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with our schema, to be copied."""
-    path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
-    open_database(str(path)).dispose()
-    return path
-
-
 @pytest.fixture
-def database(kind: str, request: pytest.FixtureRequest, tmp_path: Path, migrated_file: Path) -> Iterator[sa.Engine]:
+def database(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
     """An open database without a row. On Postgres one is emptied for every test: making one takes seconds to clean up."""
     if kind == "sqlite":
-        engine = open_database(str(shutil.copy(migrated_file, tmp_path / "registry.db")))
+        engine = open_database(str(shutil.copy(migrated_file(), tmp_path / "registry.db")))
     else:
         engine = open_database(_named(request.getfixturevalue("postgres_server"), "shared"))
         tables = ", ".join(set(Base.metadata.tables) - {"change_counter"})

@@ -4,7 +4,6 @@ import shutil
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from adapters.database import open_database
 from adapters.errors import DatabaseError
 from adapters.ledger import Entry, Ledger, Sums, UsageFilter
+from tests.databases import migrated_file
 
 DAY_S = 86_400
 MONDAY = 1_699_833_600  # 2023-11-13 00:00 UTC
@@ -128,11 +128,9 @@ def test_sums_by_bucket_and_group(ledger: Ledger) -> None:
     )
 )
 @settings(max_examples=25)
-def test_minutes_hours_and_days_add_up_to_the_rows(
-    migrated_file: Path, batches: list[list[tuple[int, int, str]]]
-) -> None:
+def test_minutes_hours_and_days_add_up_to_the_rows(batches: list[list[tuple[int, int, str]]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        engine = open_database(shutil.copy(migrated_file, folder))
+        engine = open_database(shutil.copy(migrated_file(), folder))
         ledger = Ledger(engine)
         first: dict[str, Entry] = {}
         for batch in batches:

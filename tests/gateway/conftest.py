@@ -1,6 +1,7 @@
 """A whole gateway on the stand-in engine: real registry, real blobs, real HTTP; only the model is not there."""
 
 import asyncio
+import shutil
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -23,6 +24,7 @@ from gateway.engines.protocol import Engine
 from gateway.onboarding import VALIDATIONS
 from gateway.services import OnReady, Services
 from gateway.settings import Settings
+from tests.databases import migrated_file
 from tests.factories import make_base
 from tests.gateway.redis_server import RedisServer
 
@@ -154,6 +156,8 @@ async def running_gateway(
     The engine of a merged version says what stands in the echo.txt of its folder.
     """
     settings = Settings.model_validate({"LORIKEET_HOME": data, "base": str(base), "engine": "test", **changes})
+    if settings.database_url is None and not settings.home.database.exists():
+        shutil.copy(migrated_file(), settings.home.create().database)
     hosts: list[EchoHost] = []
 
     def make_host(on_ready: OnReady) -> EchoHost:

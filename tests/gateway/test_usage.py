@@ -22,6 +22,7 @@ from gateway.metrics import Metrics
 from gateway.settings import Price, UsageSettings
 from gateway.spool import Spool, claim_spools
 from gateway.usage import Spending, Usage, cost_of, month_start
+from tests.databases import migrated_file
 
 NOVEMBER = 1_793_491_200  # 2026-11-01 00:00 UTC
 DAY_S = 86_400
@@ -74,16 +75,9 @@ class BreakableSpool(Spool):
         super().append(lines)
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ledger") / "migrated.db"
-    open_database(str(path)).dispose()
-    return path
-
-
 @pytest.fixture
-def database(tmp_path: Path, migrated: Path) -> sa.Engine:
-    return open_database(str(shutil.copy(migrated, tmp_path / "lorikeet.db")))
+def database(tmp_path: Path) -> sa.Engine:
+    return open_database(str(shutil.copy(migrated_file(), tmp_path / "lorikeet.db")))
 
 
 @pytest.fixture
