@@ -73,6 +73,11 @@ bench: install-dev ## Measure what docs/benchmarks.md reports, on a running `mak
 	@export PATH="$(CURDIR)/$(DEV):$$PATH"; \
 	for name in cpu_lora start overhead swap merged; do $(DEV)/python -m benchmarks.$$name; done
 
+.PHONY: bench-merge
+bench-merge: install-dev ## Every form of one adapter under the same load, and what merging it takes; half an hour
+	@export LORIKEET_ENGINE=cpu PATH="$(CURDIR)/$(DEV):$$PATH"; \
+	for name in forms merge_memory quantize; do $(DEV)/python -m benchmarks.$$name; done
+
 .PHONY: bench-gateway
 bench-gateway: install-dev ## Others' gateways beside ours, a bare vLLM beside Lorikeet, a thousand adapters, a soak; ninety minutes
 	@export LORIKEET_ENGINE=cpu PATH="$(CURDIR)/$(DEV):$$PATH"; \
