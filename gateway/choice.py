@@ -10,6 +10,7 @@ from gateway.resolve import ADAPTER, MERGED
 FORMS = (ADAPTER, MERGED)
 LATENCIES = {"ttft": "first token", "tpot": "between tokens", "e2e": "whole answer"}  # figures of a load test
 NOTICEABLE = 0.05  # gains below this are within what two runs of the same form differ by
+ENOUGH = 100  # requests of a form: its P95 is then among its five slowest, and no longer the slowest alone
 SETTLE_S = 2.0  # before each measured round, of the same form: the other one's last answers end, connections open
 WARM_UP_S = 5.0
 
@@ -106,6 +107,9 @@ def advise(
     gains = {name: 1 - merged.p95_s[name] / adapter.p95_s[name] for name in LATENCIES if adapter.p95_s[name]}
     reasons = [f"P95 of the {LATENCIES[name]}: {_moved(gain)}" for name, gain in gains.items()]
     reasons.append(f"output tokens a second: {faster - 1:+.0%}")
+    fewest = min(adapter.requests, merged.requests)
+    if fewest < ENOUGH:
+        reasons.append(f"{fewest} requests only: too few to trust a P95, measure longer (--seconds)")
     pays = ratio if 0 < ratio <= faster and faster > 0 else None
     tokens_per_s = pays * adapter.tokens_per_s if pays is not None else None
     better = faster - 1 >= NOTICEABLE or max(gains.values(), default=0.0) >= NOTICEABLE

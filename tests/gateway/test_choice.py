@@ -44,6 +44,11 @@ def test_an_engine_that_costs_more_than_it_gives_is_for_latency_alone() -> None:
     assert "only its latency" in advice.reasons[-1]
 
 
+def test_few_requests_are_told_of() -> None:
+    assert "measure longer" in " ".join(advise(replace(SLOW, requests=20), FAST, HALF).reasons)
+    assert "measure longer" not in " ".join(advise(SLOW, FAST, HALF).reasons)
+
+
 def test_without_figures_of_memory_it_costs_as_much_as_a_shared_one() -> None:
     assert advise(SLOW, FAST, None).pays_from == 1.0
 
