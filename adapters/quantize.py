@@ -29,7 +29,7 @@ from adapters.calibration import MAX_TOKENS
 from adapters.compressed import Scheme, quantized_modules, round_activations, write_dequantized
 from adapters.environments import Environment, Step, Tool, tqdm_step
 from adapters.errors import QuantizeError
-from adapters.ladder import Limits, Rung, add_rung
+from adapters.ladder import Limits, Rung, add_rung, read_report, read_rungs, write_report
 from adapters.manifest import Golden
 from adapters.parity import Questions, Reference, load_model, questions_for, quietly
 
@@ -244,11 +244,17 @@ def _layer(line: str) -> Step | None:
 
 
 def _copy_rest(folder: Path, made: Path) -> None:
-    """Tokenizer, template, generation configuration, card, manifest and report, as they were; weights and config are new."""
+    """Tokenizer, template, generation configuration, card, manifest and report; weights and config are new.
+
+    Rungs of other things that were made from the checkpoint stay with it.
+    """
     new = {"config.json", "lorikeet-base.json", "model.safetensors.index.json", RECIPE_FILE}
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix != ".safetensors" and path.name not in new:
             shutil.copyfile(path, made / path.name)
+    if report := read_report(made):
+        own = [rung for rung in read_rungs(made) if not rung.name.startswith(("quantized", "gguf"))]
+        write_report(made, {**report, "rungs": [rung.model_dump(mode="json") for rung in own]})
 
 
 def _describe(made: Path, out: Path, info: BaseModelInfo, scheme: QuantizationScheme, report: Report) -> BaseModelInfo:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from adapters.base import BaseModelInfo, ModuleInfo, read_base
 from adapters.environments import Environment, Step, Tool
 from adapters.errors import ParityError, QuantizeError
-from adapters.ladder import read_rungs
+from adapters.ladder import Divergence, Rung, read_rungs
 from adapters.quantize import GROUPS, SCHEMES, _layer, choose_group, quantize_checkpoint, read_unquantized
 from tests.adapters.test_compressed import make_quantized
 from tests.factories import make_base
@@ -84,7 +84,10 @@ def test_progress_counts_layers() -> None:
 @pytest.mark.slow
 def test_a_quantized_checkpoint_is_a_base_with_one_rung_more(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    (base / "merge-report.json").write_text('{"adapter_digest": "12"}')
+    other = Rung(name="gguf q8_0", dtype="q8_0", by="llama.cpp", sample=Divergence(0.0, 0.0, 1.0))
+    (base / "merge-report.json").write_text(
+        json.dumps({"adapter_digest": "12", "rungs": [other.model_dump(mode="json")]})
+    )
     result = quantize_checkpoint(base, tmp_path / "out", SCHEMES["w8a8"], stand_in(tmp_path))
     (rung,) = read_rungs(tmp_path / "out")
     assert rung.name == "quantized w8a8"
