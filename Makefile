@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
+# Compiled modules are kept, whatever the shell says: tests start hundreds of processes that import them.
+unexport PYTHONDONTWRITEBYTECODE
 
 # What serves: `cpu` or `gpu`. The default looks for a GPU; `make up PROFILE=cpu` overrides it.
 PROFILE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)

@@ -502,6 +502,7 @@ def test_an_unusual_adapter_is_accepted_with_a_warning(tmp_path: Path, base_fold
     assert "hardly any effect" in " ".join(validate_adapter(weak, base, LIMITS).warnings)
 
 
+@pytest.mark.slow
 def test_the_factory_writes_the_configuration_peft_writes(base: BaseModelInfo) -> None:
     peft = pytest.importorskip("peft")
     written = peft.LoraConfig(task_type="CAUSAL_LM").to_dict()

@@ -11,6 +11,8 @@ from tests.contract.conftest import Served
 from tests.factories import make_adapter
 from tests.gateway.conftest import EVERYTHING
 
+pytestmark = pytest.mark.slow  # the official client against a whole gateway
+
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 
 

@@ -18,6 +18,8 @@ from adapters.registry import Scope
 from tests.contract.conftest import Served
 from tests.factories import make_adapter
 
+pytestmark = pytest.mark.slow  # the official client against a whole gateway
+
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 CHAT = "/v1/chat/completions"
 

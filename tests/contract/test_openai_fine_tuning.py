@@ -18,6 +18,8 @@ from adapters.registry import Scope
 from tests.contract.conftest import Served
 from tests.factories import make_adapter, zip_folder
 
+pytestmark = pytest.mark.slow  # the official client against a whole gateway
+
 SCOPES = frozenset({Scope.INFERENCE, Scope.ADAPTERS_READ, Scope.ADAPTERS_WRITE, Scope.JOBS})
 
 

@@ -11,6 +11,8 @@ from adapters.registry import Scope
 from tests.factories import make_base
 from tests.gateway.conftest import Gateway, listening, running_gateway
 
+pytestmark = pytest.mark.slow  # the official client against a whole gateway
+
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:

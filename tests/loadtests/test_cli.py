@@ -15,6 +15,8 @@ from loadtests.record import PhaseWindow, read_run, write_run
 from tests.loadtests.factories import EASY_HEALTH, make_record, make_run
 from tests.loadtests.server import GOOD, ROLE, FakeServer
 
+pytestmark = pytest.mark.slow  # whole runs
+
 SECRET = "lk-very-secret"
 
 

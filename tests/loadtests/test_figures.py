@@ -10,6 +10,8 @@ from loadtests.summary import summarise
 from loadtests.working_set import Cliff, Row, WorkingSet
 from tests.loadtests.factories import make_record, make_run
 
+pytestmark = pytest.mark.slow  # draws whole reports
+
 PHASES = ("steady", "churn")
 WINDOWS = (
     PhaseWindow("warm-up", False, 0.0, 10.0),

@@ -16,6 +16,8 @@ from loadtests.report import REASONS_SHOWN, ROWS_OPEN, render_report
 from loadtests.summary import summarise
 from tests.loadtests.factories import HEALTHY, make_record, make_run
 
+pytestmark = pytest.mark.slow  # draws whole reports
+
 PHASES = ("steady", "cold", "set-2", "set-4", "chaos")
 WINDOWS = tuple(
     PhaseWindow(name, name != "warm-up", 30.0 * i, 30.0 * i + 30) for i, name in enumerate(("warm-up", *PHASES))

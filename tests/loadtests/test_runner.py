@@ -19,6 +19,8 @@ from loadtests.stats import nearest_rank
 from tests.loadtests.factories import make_scenario
 from tests.loadtests.server import DONE, GOOD, ROLE, FakeServer, token
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 async def run(
     server: FakeServer,

@@ -53,6 +53,7 @@ def test_a_fact_nobody_knows_is_an_error() -> None:
         CliRunner().invoke(advise_app, ["--gap", "taste"], catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_estimate_counts_from_a_configuration_file(tiny_base: Path) -> None:
     arguments = ["reuters-topics", "--model-config", str(tiny_base / "config.json")]
     shown = CliRunner().invoke(estimate_app, arguments, catch_exceptions=False)
