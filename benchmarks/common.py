@@ -107,6 +107,15 @@ def _plain(value: Any) -> Any:
     raise TypeError(type(value))
 
 
+def events_happened(run: Path) -> None:
+    """What a load test was to do besides asking was done; else its figures are of something else. Raises RuntimeError."""
+    events = json.loads((run / "summary.json").read_text(encoding="utf-8"))["events"]
+    if failed := [
+        f"{event['name']} at {event['start_s']:.0f} s: {event['error']}" for event in events if event["error"]
+    ]:
+        raise RuntimeError("\n".join(failed))
+
+
 def lorikeet(*arguments: str, environment: Mapping[str, str] | None = None) -> Any:
     """Run a command of ours and read the JSON it prints. Raises CalledProcessError, its output shown."""
     command = ["lorikeet", *arguments, "--json"]

@@ -27,7 +27,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import interval, percentile, save, serving
+from benchmarks.common import events_happened, interval, percentile, save, serving
 from benchmarks.load_tools import command_line
 from gateway.engines.profile import PROFILES, engine_command, engine_environment, find_preloads, load_profile
 from loadtests.record import Outcome, Record, read_run
@@ -150,21 +150,6 @@ def scenario(seconds: float, rate: float, adapters: Sequence[str], **more: Any) 
 
 
 def planned(rate: float, seconds: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    yield "relay", scenario(seconds, rate, VOICES[:3])
-    for size in SETS:
-        yield f"set-{size}", scenario(seconds, rate, VOICES[:size])
-    victim = rate / 8  # asks little, hence twice the time
-    phases = [
-        {"name": "warm-up", "duration_s": 8, "measured": False},
-        {"name": "alone", "duration_s": 2 * seconds},
-        {
-            "name": "beside",
-            "duration_s": 2 * seconds,
-            "neighbour": {"tenant": "globex", "load": {"kind": "poisson", "rate_per_s": 10 * victim}},
-        },
-    ]
-    for name in ("neighbour", "limited"):
-        yield name, scenario(seconds, victim, VOICES[:3], phases=phases)
     upload = ["sh", "-c", "for n in 1 2 0; do lorikeet push $LORIKEET_HOME/churn-$n --name churn --tenant acme; done"]
     swap = [
         {
@@ -194,6 +179,21 @@ def planned(rate: float, seconds: float) -> Iterator[tuple[str, dict[str, Any]]]
         },
     ]
     yield "churn", scenario(seconds, rate / 2, [*VOICES[:2], "churn"], phases=phases)
+    yield "relay", scenario(seconds, rate, VOICES[:3])
+    for size in SETS:
+        yield f"set-{size}", scenario(seconds, rate, VOICES[:size])
+    victim = rate / 8  # asks little, hence twice the time
+    phases = [
+        {"name": "warm-up", "duration_s": 8, "measured": False},
+        {"name": "alone", "duration_s": 2 * seconds},
+        {
+            "name": "beside",
+            "duration_s": 2 * seconds,
+            "neighbour": {"tenant": "globex", "load": {"kind": "poisson", "rate_per_s": 10 * victim}},
+        },
+    ]
+    for name in ("neighbour", "limited"):
+        yield name, scenario(seconds, victim, VOICES[:3], phases=phases)
 
 
 def fresh_upload() -> list[str]:
@@ -224,6 +224,7 @@ def run(own: Installation, system: System, root: Path, plan: dict[str, Any]) -> 
     finally:
         own.settings.clear()
         own.settings.update(before)
+    events_happened(out)
     return list(read_run(out / "records.jsonl").records)
 
 
@@ -263,7 +264,10 @@ def summarise(name: str, systems: Mapping[str, Sequence[Sequence[Record]]]) -> d
                     "ratio": interval([p95(one, "beside", metric) / p95(one, "alone", metric) for one in runs]),
                 }
                 for metric in SCOPES
-            } | {"failed": sum(one.outcome is Outcome.FAILED for records in runs for one in records)}
+            } | {
+                "failed": sum(one.outcome is Outcome.FAILED for records in runs for one in records),
+                "answered_by": sorted({one.served_by for records in runs for one in records} - {""}),
+            }
         return rows
     for system, runs in systems.items():
         rows[system] = {metric: [p95(records, "measured", metric) for records in runs] for metric in SCOPES}

@@ -24,7 +24,7 @@ from rich.console import Console
 from adapters.database import open_database, reading
 from adapters.home import Home
 from adapters.models import UsageRow
-from benchmarks.common import save
+from benchmarks.common import events_happened, save
 from benchmarks.load_tools import command_line
 from loadtests.record import Outcome, read_run
 from scripts.installation import Installation, empty_root
@@ -127,6 +127,7 @@ def load(own: Installation, seconds: float, rate: float, kill_every_s: float) ->
     path, out = own.root / "soak.yaml", own.root / "run-soak"
     path.write_text(yaml.safe_dump(scenario), encoding="utf-8")
     own.show("loadtest", "run", str(path), "--url", own.url, "--out", str(out), tenant="acme", ok=(0, 1, 3, 4))
+    events_happened(out)
     return out
 
 
@@ -154,6 +155,7 @@ def ledger(own: Installation, out: Path) -> dict[str, Any]:
         rows = session.execute(query.where(UsageRow.tenant == "acme").group_by(UsageRow.outcome)).all()
     database.dispose()
     return {
+        "kills": sum(event["name"] == "kill" for event in json.loads((out / "summary.json").read_text())["events"]),
         "requests": len(asked),
         "outcomes": {outcome.value: sum(one.outcome is outcome for one in asked) for outcome in Outcome},
         "never_arrived": never_arrived,

@@ -51,6 +51,7 @@ class Installation:
         )
         kept = {name: value for name, value in os.environ.items() if name not in strange}
         own = {"LORIKEET_HOME": str(self.root), "LORIKEET_PORT": str(self.port), "LORIKEET_URL": self.url}
+        own["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         return kept | own | self.settings | ({"LORIKEET_API_KEY": self.keys[tenant]} if tenant else {})
 
     def show(self, *arguments: str, tenant: str | None = None, ok: Sequence[int] = (0,)) -> int:
