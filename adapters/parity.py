@@ -24,7 +24,7 @@ from adapters.wording import one_line
 MAX_PROMPTS = 16  # of each set
 MAX_BATCH_TOKENS = 1024  # their logits over a vocabulary of 50,000 take 200 MB
 MAX_TOKENS = 256  # of one prompt with its answer: parity shows within a few dozen
-GREEDY_TOKENS = 48  # as long as the trainer's goldens by default
+GREEDY_TOKENS = 32  # enough to see short answers end; each costs a step of every model
 BYTES_PER_PARAMETER = 4.5  # float32 and some room
 PROMPTS = (
     "What is the capital of France?",

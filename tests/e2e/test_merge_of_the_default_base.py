@@ -13,6 +13,7 @@ from tests.factories import make_adapter
 
 @pytest.mark.e2e
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_an_adapter_merged_into_the_default_base_keeps_its_answers(base_model: Path, tmp_path: Path) -> None:
     info = read_base(base_model)
     assert (info.licence, len(info.modules), info.tied_embeddings) == ("Apache-2.0", 210, True)
