@@ -44,6 +44,7 @@ OURS_ONLY = ("limited", "churn")
 NOISE_IN_FLIGHT = "2"
 console = Console(highlight=False)
 SCOPES = ("ttft", "tpot", "e2e")
+COLUMNS = ("phase", "tenant", "adapter", "outcome", "intended", *SCOPES)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,15 @@ def keep(found: Mapping[str, Mapping[str, Sequence[Sequence[Record]]]], rate: fl
     raw = {name: {one: [plain(records) for records in runs] for one, runs in of.items()} for name, of in found.items()}
     every = len(given.only) == len(PARTS)
     name = "protection" if every else f"protection_{'_'.join(given.only)}"
-    path = save(name, {"command": command_line("benchmarks.protection", given), "summary": summary, "rounds": raw})
+    path = save(
+        name,
+        {
+            "command": command_line("benchmarks.protection", given),
+            "summary": summary,
+            "columns": COLUMNS,
+            "rounds": raw,
+        },
+    )
     console.print(table(summary), f"Raw figures: {path}")
 
 
@@ -282,18 +291,15 @@ def summarise(name: str, systems: Mapping[str, Sequence[Sequence[Record]]]) -> d
     return rows
 
 
-def plain(records: Sequence[Record]) -> list[dict[str, Any]]:
-    return [
-        {
-            "phase": one.phase,
-            "tenant": one.tenant,
-            "adapter": one.adapter,
-            "outcome": one.outcome.value,
-            "intended_s": round(one.intended_s, 4),
-            **{metric: value and round(value, 4) for metric in SCOPES for value in [getattr(one, f"{metric}_s")]},
-        }
-        for one in records
-    ]
+def plain(records: Sequence[Record]) -> list[str]:
+    """A line for each request, as COLUMNS says; seconds."""
+    return [",".join(str(value) for value in row_of(one)) for one in records]
+
+
+def row_of(one: Record) -> list[Any]:
+    measured = [getattr(one, f"{metric}_s") for metric in SCOPES]
+    times = ["" if value is None else round(value, 4) for value in (one.intended_s, *measured)]
+    return [one.phase, one.tenant, one.adapter, one.outcome.value, *times]
 
 
 def table(summary: Mapping[str, Any]) -> Table:
