@@ -119,7 +119,6 @@ class Scheduler:
         """
         self._running[adapter] += 1
         self._since.setdefault(adapter, now_s)
-        self._drain_for_the_impatient(now_s)
 
     def end_swap(self, adapter: str) -> None:
         if _count_down(self._running, adapter):

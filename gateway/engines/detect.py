@@ -14,15 +14,15 @@ def profile_for(gpu_mib: int | None) -> str:
 
 
 def largest_gpu_mib() -> int | None:
-    """What the driver's own tool reports; None where there is no driver or no card. Runs a process: not for the loop."""
+    """None where there is no driver or no card. Runs a process: not for the loop."""
+    sizes = [int(line) for line in (ask_driver("--query-gpu=memory.total") or "").split() if line.isdigit()]
+    return max(sizes, default=None)
+
+
+def ask_driver(query: str) -> str | None:
+    """What the driver's own tool answers, a line each, values by commas; None where there is no such tool or it fails."""
     if shutil.which("nvidia-smi") is None:
         return None
-    asked = subprocess.run(
-        ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
-    sizes = [int(line) for line in asked.stdout.split() if line.isdigit()]
-    return max(sizes) if asked.returncode == 0 and sizes else None
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    asked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return asked.stdout if asked.returncode == 0 else None

@@ -1,8 +1,6 @@
 """What an engine takes of this machine's memory, on the host and on its GPUs. Reads /proc: not for the event loop."""
 
 import contextlib
-import shutil
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from gateway.engines import leftovers
+from gateway.engines.detect import ask_driver
 
 MIB = 1024 * 1024
 
@@ -41,18 +40,11 @@ def footprint(run_dir: Path, engine_id: str) -> Footprint | None:
 
 
 def _gpu_bytes(pids: Iterable[int]) -> int | None:
-    """What the driver's own tool reports."""
-    if shutil.which("nvidia-smi") is None:
+    answer = ask_driver("--query-compute-apps=pid,used_gpu_memory")
+    if answer is None:
         return None
-    asked = subprocess.run(
-        ["nvidia-smi", "--query-compute-apps=pid,used_gpu_memory", "--format=csv,noheader,nounits"],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
-    used = used_mib(asked.stdout)
-    return sum(used.get(pid, 0) for pid in pids) * MIB if asked.returncode == 0 else None
+    used = used_mib(answer)
+    return sum(used.get(pid, 0) for pid in pids) * MIB
 
 
 def used_mib(table: str) -> Mapping[int, int]:
