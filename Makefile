@@ -56,7 +56,7 @@ check: install-dev ## The loop one runs all day: format, lint, types, import rul
 # Threads that wait for each other sleep: spinning, they take the cores from the other test process and the engines.
 test: export OMP_WAIT_POLICY := passive
 test: install-dev ## Everything, the real engine included (under 15 minutes on two cores)
-	@$(DEV)/pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
+	@$(DEV)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 
 .PHONY: format
 format: install-dev ## Format the code and mend what can be mended

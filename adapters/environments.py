@@ -125,7 +125,7 @@ def _install(environment: Environment, report: Report) -> None:
     what = f"The environment for {name}"
     _run(what, [sys.executable, "-m", "venv", "--clear", str(environment.folder)], silent, lambda line: None)
     command = [str(environment.python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    command += ["--progress-bar", "off", "-r", str(FILES / f"{name}.txt")]
+    command += ["--no-compile", "--progress-bar", "off", "-r", str(FILES / f"{name}.txt")]
     found = 0
 
     def step(line: str) -> Step | None:

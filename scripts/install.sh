@@ -53,7 +53,8 @@ if grep -q '^torch==.*+cpu' "$requirements" && ! "$venv/bin/python" -c 'import t
 fi
 
 say "Installing $(grep -c '^[A-Za-z]' "$requirements") packages of locks/$lock.txt into $venv"
-"${pip[@]}" install --no-deps --require-hashes --progress-bar off -r "$requirements" 2>&1 | scripts/progress.sh ||
+# Modules are compiled when they are first imported: most never are.
+"${pip[@]}" install --no-deps --no-compile --require-hashes --progress-bar off -r "$requirements" 2>&1 | scripts/progress.sh ||
   fail "pip could not install locks/$lock.txt. Once more with everything it says: $venv/bin/pip install --no-deps --require-hashes -r locks/$lock.txt"
 "${pip[@]}" install --quiet --no-deps --editable . >&2
 for covered in "${covers[@]}"; do stamp_of "$covered" >"$venv/lorikeet-$covered.stamp"; done

@@ -4,12 +4,15 @@ Run alone it takes some 20 s to come up; the base model is prepared once under L
 """
 
 import shutil
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from adapters.base import load_spec, prepare_base
 from adapters.home import home
@@ -19,6 +22,8 @@ from gateway.engines.profile import load_profile
 from gateway.engines.protocol import Engine
 from gateway.engines.vllm import VllmEngine
 
+SHARES_ENGINE = ("tests/e2e", "tests/contract/engine")
+
 # A run says something of the change under test, so every run has the same examples; and none is timed, for a busy machine
 # says nothing about the code. `pytest --hypothesis-profile exploring` looks for new ones.
 settings.register_profile("exploring", deadline=None)
@@ -27,15 +32,25 @@ settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`: what uses a real engine first and in one process, beside it the rest, each file whole."""
-    items.sort(key=_needs_no_engine)
+    """Files that take long come first, so that no process ends with one of them alone."""
+    marks: defaultdict[Path, set[str]] = defaultdict(set)
     for item in items:
-        group = item.nodeid.partition("::")[0] if _needs_no_engine(item) else "engine"
-        item.add_marker(pytest.mark.xdist_group(group))
+        marks[item.path] |= {mark.name for mark in item.iter_markers()}
+    items.sort(
+        key=lambda item: next((rank for rank, mark in enumerate(("e2e", "slow")) if mark in marks[item.path]), 2)
+    )
 
 
-def _needs_no_engine(item: pytest.Item) -> bool:
-    return item.get_closest_marker("e2e") is None
+class OneEngine(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """Each file whole in one process, and in one of them all that share the session's engine: it starts once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "engine" if str(Path(path).parent) in SHARES_ENGINE else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneEngine | None:
+    return OneEngine(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import typer
 import yaml
 from rich.table import Table
 
-from adapters.registry import Scope
+from adapters.records import Scope
 from gateway.choice import FORMS, LATENCIES, Advice, FormFigures, Memory, advise, figures_of, scenario
 from gateway.cli.common import (
     JsonOption,

@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from adapters.base import INFO_FILE, load_spec, prepare_base
-from adapters.registry import Scope
+from adapters.records import Scope
 from gateway import daemon, logs
 from gateway.cli.common import JsonOption, OperatorKeyOption, command, err, local_registry, out, print_json, print_table
 from gateway.client import CommandError, GatewayClient, gateway_url, operator_client, read_operator_key

@@ -1,11 +1,10 @@
-"""A machine for commands, and a whole gateway around the session's engine."""
+"""A whole gateway around the session's engine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
 import pytest_asyncio
 from fastapi import FastAPI
 
@@ -14,14 +13,6 @@ from gateway.engines.process import EngineProcess
 from gateway.engines.protocol import Engine
 from gateway.services import OnReady, Services
 from gateway.settings import Settings
-from tests.e2e.machine import Machine
-
-
-@pytest.fixture
-def machine(tmp_path: Path, base_model: Path) -> Iterator[Machine]:
-    made = Machine(tmp_path / "home", base_model)
-    yield made
-    made.run("down")
 
 
 @dataclass

@@ -3,14 +3,14 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from gateway.engines.leftovers import processes_of, read_record
-from tests.e2e.machine import Machine
+from tests.e2e.installed.machine import Machine
 from tests.factories import make_adapter
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -73,19 +73,27 @@ def state(machine: Machine) -> str:
     return str(found["state"])
 
 
-def test_both_forms_of_a_version_answer_alike_and_its_engine_comes_and_goes(
-    machine: Machine, base_model: Path, tmp_path: Path
-) -> None:
-    started: dict[str, Any] = machine.json("up")
-    folder = make_adapter(tmp_path / "support", base_model, rank=8, scale=0.003)
-    machine.run("push", str(folder), "--name", "support")
+@pytest.fixture(scope="module")
+def served(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine, str]]:
+    """An installation that serves support@1, and its operator's key."""
+    folder = tmp_path_factory.mktemp("deployments")
+    machine = Machine(folder / "home", base_model)
+    key = str(machine.json("up")["key"])
+    machine.run("push", str(make_adapter(folder / "support", base_model, rank=8, scale=0.003)), "--name", "support")
+    yield machine, key
+    stopped = machine.json("down")
+    assert (stopped["killed"], stopped["left"]) == (0, [])
+
+
+def test_both_forms_of_a_version_answer_alike_and_its_engine_comes_and_goes(served: tuple[Machine, str]) -> None:
+    machine, key = served
     deployed = machine.json("deploy", "support@1", "--merged", "--parity", "weights")
     assert (deployed["state"], deployed["scheme"]) == ("ready", "bfloat16")
     assert deployed["memory"]["pss_bytes"] > 300 << 20
-    headers = {"authorization": f"Bearer {started['key']}"}
-    with httpx.Client(base_url=started["url"], headers=headers, timeout=120) as client:
+    url, base_name = (machine.json("status")[field] for field in ("url", "base_model"))
+    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=120) as client:
         pairs = [[answer(client, f"support#{form}", prompt)[0] for form in ("adapter", "merged")] for prompt in PROMPTS]
-        base = [answer(client, started["base_model"], prompt)[0] for prompt in PROMPTS]
+        base = [answer(client, base_name, prompt)[0] for prompt in PROMPTS]
         apart = [assert_alike(adapter, merged) for adapter, merged in pairs]
         equal = [common(adapter, merged) for adapter, merged in pairs]
         print("tokens alike:", equal, "mean differences:", [f"{one:.3f}" for one in apart])  # noqa: T201
@@ -108,18 +116,14 @@ def test_both_forms_of_a_version_answer_alike_and_its_engine_comes_and_goes(
         assert processes_of(machine.home / "run" / f"{deployed['engine']}.sock") == []
         assert {path.stem for path in (machine.home / "run").glob("*.sock")} == {"engine-0"}
         assert answer(client, "support", PROMPTS[0])[1] is None
-    stopped = machine.json("down")
-    assert (stopped["killed"], stopped["left"]) == (0, [])
 
 
 def test_a_model_that_its_engine_cannot_run_says_why_and_leaves_nothing(
-    machine: Machine, base_model: Path, tmp_path: Path
+    served: tuple[Machine, str], tmp_path: Path
 ) -> None:
-    machine.json("up")
-    folder = make_adapter(tmp_path / "support", base_model, rank=8, scale=0.003)
-    machine.run("push", str(folder), "--name", "support")
+    machine, _ = served
     profile = tmp_path / "wrong.yaml"
-    text = (Path(__file__).parents[2] / "configs/engines/test.yaml").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "configs/engines/test.yaml").read_text(encoding="utf-8")
     profile.write_text(text.replace("eager: true", "eager: true\nlora: false").replace("args: [", "args: [--no-such, "))
     machine.run("deploy", "support@1", "--merged", "--parity", "weights", "--profile", str(profile), expect=1)
     assert machine.json("deployments")["data"] == []

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from gateway.engines.leftovers import read_record
-from tests.e2e.machine import Machine
+from tests.e2e.installed.machine import Machine
 from tests.factories import make_adapter
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
