@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 from collections.abc import AsyncIterator
 from functools import partial
@@ -50,6 +51,7 @@ def stall(gateway: Gateway) -> None:
 
 def leftovers(gateway: Gateway) -> dict[str, int]:
     """Everything that has to be nothing when nobody asks for anything."""
+    gc.collect()  # a lock that a load has failed under lives as long as the failure's traceback
     fleet, drain = gateway.services.fleet, gateway.services.drain
     found = {"waiting for an engine": fleet.waiting, "working": drain.working, "cuttable": len(drain._cuttable)}
     for replica in fleet.replicas:
@@ -69,6 +71,11 @@ def leftovers(gateway: Gateway) -> dict[str, int]:
     return {what: count for what, count in found.items() if count}
 
 
+async def nothing_is_left(gateway: Gateway) -> None:
+    """At once, or soon: a sweep may just be trying again what production needs."""
+    await until(lambda: not leftovers(gateway))
+
+
 async def test_both_replicas_work(pair: Gateway) -> None:
     stall(pair)
     async with await pair.client() as client:
@@ -80,7 +87,7 @@ async def test_both_replicas_work(pair: Gateway) -> None:
             engine_of(host).wake()
         assert {(await answer).status_code for answer in asked} == {200}
         assert set((await client.get("/readyz")).json()["engines"]) == {"echo-0", "echo-1"}
-    assert not leftovers(pair)
+    await nothing_is_left(pair)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -101,7 +108,7 @@ async def test_a_request_whose_engine_dies_before_a_byte_went_out_is_answered_by
     assert "error" not in answer.text
     assert stream or answer.json()["choices"][0]["message"]["content"] == "Still here."
     assert pair.services.metrics.failovers.labels(victim.id)._value.get() == 1
-    assert not leftovers(pair)
+    await nothing_is_left(pair)
 
 
 async def test_those_in_the_queue_of_an_engine_that_ends_are_answered_by_another(
@@ -123,7 +130,7 @@ async def test_those_in_the_queue_of_an_engine_that_ends_are_answered_by_another
         next(host for host in pair.hosts if host.id == victim.id).kill()
         answers = [await answer for answer in asked]
     assert [answer.status_code for answer in answers] == [200] * 6
-    assert not leftovers(pair)
+    await nothing_is_left(pair)
 
 
 async def test_a_stream_that_has_begun_is_not_begun_again_elsewhere(pair: Gateway, publish: Publish) -> None:
@@ -141,7 +148,7 @@ async def test_a_stream_that_has_begun_is_not_begun_again_elsewhere(pair: Gatewa
     last = [line for line in text.split("\n\n") if line][-1]
     assert orjson.loads(last.removeprefix("data: "))["error"]["code"] == "engine_unavailable"
     assert text.count('"role"') == 1
-    assert not leftovers(pair)
+    await nothing_is_left(pair)
 
 
 async def test_with_a_single_engine_a_request_waits_for_its_restart(tmp_path: Path, tiny_base: Path) -> None:
@@ -157,7 +164,7 @@ async def test_with_a_single_engine_a_request_waits_for_its_restart(tmp_path: Pa
         answers = [await caught, await newcomer]
         assert [answer.status_code for answer in answers] == [200, 200]
         assert int(answers[0].headers["x-lorikeet-queue-ms"]) > 0
-        assert not leftovers(gateway)
+        await nothing_is_left(gateway)
 
 
 async def test_nobody_waits_for_an_engine_beyond_its_deadline(tmp_path: Path, tiny_base: Path) -> None:
@@ -167,7 +174,7 @@ async def test_nobody_waits_for_an_engine_beyond_its_deadline(tmp_path: Path, ti
         answer = await client.post("/v1/chat/completions", json=chat(gateway.services.base.name), headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_replica")
         assert 0 < int(answer.headers["retry-after-ms"]) <= 60_000
-        assert not leftovers(gateway)
+        await nothing_is_left(gateway)
 
 
 async def test_a_request_that_ends_one_engine_after_the_other_is_given_up(tmp_path: Path, tiny_base: Path) -> None:
@@ -196,7 +203,7 @@ async def test_an_engine_that_is_dead_inside_loses_its_requests_to_another(pair:
         readiness = await client.get("/readyz")
         assert readiness.status_code == 200
         exposition = (await client.get("/metrics")).text
-    assert not leftovers(pair)
+    await nothing_is_left(pair)
     assert 'gateway_engine_breaker_open{engine="echo-1"} 0.0' in exposition
 
 
@@ -228,7 +235,7 @@ async def test_an_engine_that_fails_again_and_again_is_left_alone_and_tried_afte
         gateway.engine.restart()  # well again by itself: no new process that would be told of
         assert (await waiting).status_code == 200
         assert (await client.get("/readyz")).status_code == 200
-        assert not leftovers(gateway)
+        await nothing_is_left(gateway)
 
 
 async def test_readiness_is_told_while_an_engine_is_yet_to_be_tried_again(tmp_path: Path, tiny_base: Path) -> None:
@@ -257,7 +264,7 @@ async def test_callers_mistakes_and_refused_adapters_do_not_open_the_breaker(tmp
         body = {"model": gateway.services.base.name, "messages": [{"role": "user", "content": "word " * 20_000}]}
         assert (await client.post("/v1/chat/completions", json=body)).status_code == 400
         assert gateway.services.fleet.replicas[0].available
-        assert not leftovers(gateway)
+        await nothing_is_left(gateway)
 
 
 async def test_ready_means_that_an_answer_came_lately(tmp_path: Path, tiny_base: Path) -> None:
@@ -302,7 +309,7 @@ async def test_a_deadline_that_the_queue_cannot_meet_is_refused_at_once(tmp_path
             wrong = await other.post("/v1/chat/completions", json=base, headers={"x-lorikeet-deadline-ms": "soon"})
             assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "x-lorikeet-deadline-ms")
             assert {answer.status_code for answer in await asyncio.gather(*running)} == {200}
-        assert not leftovers(gateway)
+        await nothing_is_left(gateway)
 
 
 @pytest.mark.slow
@@ -326,7 +333,7 @@ async def test_after_any_mix_of_leaving_killing_and_deleting_nothing_is_held(tmp
             for host in gateway.hosts:
                 if host.state != "ready" or not await host.engine.healthy():
                     await host.come_back()
-            await until(lambda: not leftovers(gateway))
+            await nothing_is_left(gateway)
             answer = await clients[0].post("/v1/chat/completions", json=chat(gateway.services.base.name))
             assert answer.status_code == 200, (seed, answer.text)
         assert all(len(replica.residency._used_s) <= 8 for replica in gateway.services.fleet.replicas)
