@@ -22,7 +22,7 @@ def read_calibration(data: Path, checkpoint: Path, *, rows: int, context_tokens:
     path = training_file(data)
     tokenizer = load_tokenizer(checkpoint)
     longest = min(MAX_TOKENS, context_tokens)
-    rendered = (_row_ids(row, tokenizer) for row in _sample(path, rows, seed))
+    rendered = (_row_ids(row, tokenizer) for row in sample_rows(path, rows, seed))
     found = [ids[:longest] for ids in rendered if len(ids) >= MIN_TOKENS]
     if not found:
         raise QuantizeError(f"{path} holds no row of at least {MIN_TOKENS} tokens to calibrate on.")
@@ -53,7 +53,7 @@ def load_tokenizer(checkpoint: Path) -> Any:
         raise QuantizeError(f"{checkpoint} has no tokenizer that can be loaded: {exc}") from exc
 
 
-def _sample(path: Path, count: int, seed: int) -> list[Mapping[str, Any]]:
+def sample_rows(path: Path, count: int, seed: int) -> list[Mapping[str, Any]]:
     """`count` rows, each as likely as any other, in random order; the file is read once, in little memory."""
     rng = random.Random(seed)  # noqa: S311 - a sample, no secret
     kept: list[str] = []

@@ -22,8 +22,10 @@ from adapters.gguf_export import GGUF_TOOLS, TYPES, export_gguf
 from adapters.home import home
 from adapters.ladder import Rung, rung_rows
 from adapters.manifest import Golden, read_manifest
+from adapters.parity import GREEDY_TOKENS
 from adapters.quantize import LLM_COMPRESSOR, SCHEMES, quantize_checkpoint, read_unquantized
 from adapters.stored import stored_adapter
+from adapters.task import find_task
 
 quantize_app = typer.Typer(add_completion=False)
 export_app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -44,6 +46,15 @@ AdapterOption = Annotated[
 PromptsOption = Annotated[
     Path | None,
     typer.Option(help="JSON lines with prompts to compare on besides the goldens.", exists=True, dir_okay=False),
+]
+TaskOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--task",
+        help="Chats that end with a short right answer, as a data set's folder or a JSON lines file: how many are answered so "
+        "before and after.",
+        exists=True,
+    ),
 ]
 AcceptOption = Annotated[
     str, typer.Option("--accept", help="Keep a result outside its limits, for this reason; it goes into the report.")
@@ -68,6 +79,7 @@ def quantize(
     rows: Annotated[int, typer.Option(min=1, help="How many of them, drawn at random.")] = CALIBRATION_ROWS,
     adapter: AdapterOption = None,
     prompts: PromptsOption = None,
+    task: TaskOption = None,
     accept: AcceptOption = "",
     as_json: Json = False,
 ) -> None:
@@ -75,8 +87,9 @@ def quantize(
 
     Weights become 8- or 4-bit numbers in the compressed-tensors format; the output layer is kept. The result is compared with
     the unquantized checkpoint on golden and sample prompts: log-probabilities, first choices, KL, and how many greedy answers
-    end by themselves. Outside the scheme's limits the command fails and leaves nothing, unless --accept says why not. Serve
-    the result with LORIKEET_BASE=DIR. The first call installs llm-compressor (1.5 GB) under LORIKEET_HOME/tools.
+    end by themselves. Where the answers of --task, or of the held-out rows beside --data, are short, how many are right before
+    and after. Outside the scheme's limits the command fails and leaves nothing, unless --accept says why not. Serve the
+    result with LORIKEET_BASE=DIR. The first call installs llm-compressor (1.5 GB) under LORIKEET_HOME/tools.
     """
     if scheme not in SCHEMES:
         raise QuantizeError(f"'{scheme}' is no scheme. Use one of {', '.join(SCHEMES)}.")
@@ -88,6 +101,7 @@ def quantize(
         if data is not None:
             report("reading rows to calibrate on", 0, 0)
             calibration = read_calibration(data, folder, rows=rows, context_tokens=info.context_tokens)
+        scored = find_task(task, data, folder, context_tokens=info.context_tokens, answer_tokens=GREEDY_TOKENS)
         environment = make_environment(LLM_COMPRESSOR, home().tools, report)
         result = quantize_checkpoint(
             folder,
@@ -97,6 +111,7 @@ def quantize(
             rows=calibration,
             goldens=goldens,
             prompts=prompts or held_out_file(data),
+            task=scored,
             accept=accept,
             report=report,
         )
@@ -126,6 +141,7 @@ def gguf(
     ] = None,
     adapter: AdapterOption = None,
     prompts: PromptsOption = None,
+    task: TaskOption = None,
     accept: AcceptOption = "",
     as_json: Json = False,
 ) -> None:
@@ -139,9 +155,10 @@ def gguf(
     if kind not in TYPES:
         raise QuantizeError(f"'{kind}' is no type. Use one of {', '.join(TYPES)}.")
     folder = _checkpoint(checkpoint)
-    read_unquantized(folder)
+    info = read_unquantized(folder)
     with _ended_in_order(), progress() as report:
         goldens = _goldens(folder, adapter)
+        scored = find_task(task, None, folder, context_tokens=info.context_tokens, answer_tokens=GREEDY_TOKENS)
         environment = make_environment(GGUF_TOOLS, home().tools, report)
         result = export_gguf(
             folder,
@@ -149,7 +166,8 @@ def gguf(
             TYPES[kind],
             environment,
             goldens=goldens,
-            prompts=prompts,
+            prompts=prompts or held_out_file(task),
+            task=scored,
             accept=accept,
             report=report,
         )
@@ -200,6 +218,8 @@ def _show(rung: Rung, title: str, source_bytes: int, size_bytes: int, out: str) 
         table.add_row(*cells)
     console = Console()
     console.print(table)
+    if rung.task:
+        console.print(str(rung.task), soft_wrap=True)
     if rung.faults:
         console.print(f"[yellow]accepted:[/yellow] {escape('; '.join(rung.faults))}", soft_wrap=True)
     sizes = f"{size_bytes / 1e6:.0f} MB, {size_bytes / source_bytes:.0%} of the {source_bytes / 1e6:.0f} MB before"

@@ -14,8 +14,8 @@ from adapters.derive import Derived, Parent, publish_copy
 from adapters.errors import InvalidAdapterError, MergeError
 from adapters.factors import Factors
 from adapters.manifest import read_manifest
-from adapters.merge import MergedWeights, check_adapter, check_memory, plan_updates
-from adapters.parity import load_model, quietly, torch_and_peft
+from adapters.merge import MergedWeights, check_adapter, plan_updates
+from adapters.parity import check_memory, load_model, quietly, torch_and_peft
 from adapters.peft_format import WEIGHTS_FILE, load_config, lora_config, parse_tensor_name, version_digest
 from adapters.tensors import open_tensors
 

@@ -17,8 +17,18 @@ from adapters.errors import MergeError
 from adapters.factors import Factors, write_factors
 from adapters.ladder import Divergence, Limits, Rung, add_rung, judge_rung
 from adapters.manifest import DataLineage, Golden, Manifest, ServingDefaults, write_manifest
-from adapters.merge import building, check_adapter, check_memory
-from adapters.parity import Questions, Reference, greedy, load_model, look, questions_for, quietly, torch_and_peft
+from adapters.merge import building, check_adapter
+from adapters.parity import (
+    Questions,
+    Reference,
+    check_memory,
+    greedy,
+    load_model,
+    look,
+    questions_for,
+    quietly,
+    torch_and_peft,
+)
 from adapters.peft_format import load_config, lora_config, version_digest
 
 MAX_GOLDENS = 16  # as many as are asked of a parent

@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapters.base import BaseModelInfo, Report, silent
+from adapters.base import BaseModelInfo, Report, open_checkpoint, silent
 from adapters.calibration import load_tokenizer
 from adapters.environments import Environment, Tool
 from adapters.errors import MergeError, QuantizeError
-from adapters.ladder import Divergence, Limits, Rung, add_rung, judge_rung
+from adapters.ladder import Divergence, Limits, Rung, TaskScore, add_rung, judge_rung
 from adapters.manifest import Golden
-from adapters.parity import PromptSet, Questions, Reference, Texts, load_model, questions_for, quietly
+from adapters.parity import Questions, Reference, Texts, answer, check_memory, load_model, questions_for, quietly
 from adapters.quantize import read_unquantized, weights_bytes
+from adapters.task import Task
 
 GGUF_TOOLS = Tool("gguf")
 BESIDE_TOKENS = 64  # room in llama.cpp's context beside prompt and answer
@@ -89,6 +90,7 @@ def export_gguf(
     *,
     goldens: Sequence[Golden] = (),
     prompts: Path | None = None,
+    task: Task | None = None,
     accept: str = "",
     report: Report = silent,
 ) -> Exported:
@@ -101,6 +103,7 @@ def export_gguf(
         raise QuantizeError(f"{out} exists already. Give a file that does not.")
     os.environ.setdefault("TQDM_DISABLE", "1")  # read at import: transformers' own bar would run through ours
     info = read_unquantized(folder)
+    check_memory(open_checkpoint(folder))
     tokenizer = load_tokenizer(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
@@ -110,8 +113,8 @@ def export_gguf(
         _run_converter(folder, made, kind, info, environment, report)
         took_s = time.monotonic() - started
         questions = questions_for(folder, info, goldens, prompts=prompts)
-        answers = {each.name: ask(made, each, questions, environment, report) for each in questions.sets}
-        figures = _measure(folder, made, questions, answers, tokenizer, scratch, report)
+        answers = {each.name: ask(made, each.prompts, questions, environment, report) for each in questions.sets}
+        figures, score = _measure(folder, made, questions, answers, tokenizer, scratch, report, task, environment)
         rung = Rung(
             name=f"gguf {kind.name}",
             dtype=kind.name,
@@ -119,6 +122,7 @@ def export_gguf(
             against="the checkpoint in float32",
             goldens=figures.get("goldens"),
             sample=figures.get("sample"),
+            task=score,
             limits=kind.limits,
             accepted=accept,
             note="llama.cpp rounds activations besides, which only the texts show.",
@@ -139,14 +143,18 @@ def export_gguf(
 
 
 def ask(
-    file: Path, prompts: PromptSet, questions: Questions, environment: Environment, report: Report = silent
+    file: Path,
+    prompts: Sequence[Sequence[int]],
+    questions: Questions,
+    environment: Environment,
+    report: Report = silent,
 ) -> list[Answer]:
     """llama.cpp's greedy answers, cut where the reference's would be. Raises ToolError when it does not load or answer."""
-    longest = max(len(prompt) for prompt in prompts.prompts)
+    longest = max(map(len, prompts))
     answers = file.with_name("answers.json")
     asked = {
         "model": str(file.resolve()),
-        "prompts": [list(prompt) for prompt in prompts.prompts],
+        "prompts": [list(prompt) for prompt in prompts],
         "max_tokens": questions.greedy_tokens,
         "context": longest + questions.greedy_tokens + BESIDE_TOKENS,
         "threads": max(1, len(os.sched_getaffinity(0))),
@@ -184,21 +192,29 @@ def _measure(
     tokenizer: Any,
     scratch: Path,
     report: Report,
-) -> dict[str, Divergence]:
-    """By set: how far the file's weights are from the checkpoint, and how llama.cpp's texts are from its texts."""
+    task: Task | None,
+    environment: Environment,
+) -> tuple[dict[str, Divergence], TaskScore | None]:
+    """By set: how far the file's weights are from the checkpoint, and how llama.cpp's texts are from its texts; the task's
+    score, after by llama.cpp."""
     import torch
 
     with quietly():
         report("parity: the checkpoint", 0, 2)
-        reference = Reference(load_model(folder, torch.float32), questions, scratch)
+        model = load_model(folder, torch.float32)
+        reference = Reference(model, questions, scratch)
+        before = answer(model, task.prompts, questions, tokenizer) if task else []
+        del model
         gc.collect()
         report("parity: the file's weights", 1, 2)
         figures = reference.hold(_load_gguf(made), texts=False)
         report("parity", 2, 2)
-    return {
+    after = [each.text for each in ask(made, task.prompts, questions, environment, report)] if task else []
+    found = {
         name: with_answers(figures[name], known.texts, answers[name], tokenizer)
         for name, known in reference.known.items()
     }
+    return found, task.compare(before, after) if task else None
 
 
 def with_answers(figures: Divergence, wanted: Texts, answers: Sequence[Answer], tokenizer: Any) -> Divergence:

@@ -51,6 +51,20 @@ class Limits(BaseModel):
     )
 
 
+class TaskScore(BaseModel):
+    """Share of rows answered exactly, by the reference and by this form."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    rows: int
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        return f"Right answers on {self.rows} rows of {self.source}: {self.before:.1%} before, {self.after:.1%} after"
+
+
 class Rung(BaseModel):
     """One form of the model, held against the reference on the adapter's goldens and on other prompts."""
 
@@ -64,6 +78,7 @@ class Rung(BaseModel):
     against: str = "base + adapter in float32"
     goldens: Divergence | None = None
     sample: Divergence | None = None
+    task: TaskScore | None = None
     limits: Limits = Limits()
     accepted: str = Field("", description="Why it stands although it is outside its limits.")
     note: str = ""
@@ -182,7 +197,8 @@ def _stopped(figures: Divergence) -> str:
 
 def _remarks(rung: Rung) -> str:
     accepted = f" Outside its limits ({'; '.join(rung.faults)}), accepted: {rung.accepted}." if rung.accepted else ""
-    return f"{accepted} {rung.note}".rstrip()
+    task = f" {rung.task}." if rung.task else ""
+    return f"{accepted}{task} {rung.note}".rstrip()
 
 
 def _outside(figures: Divergence, rung: Rung) -> Iterator[str]:

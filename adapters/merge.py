@@ -13,13 +13,11 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from adapters.base import BaseModelInfo, BaseSpec, Report, describe_base, open_checkpoint, read_base, silent, write_base
@@ -27,14 +25,13 @@ from adapters.errors import InvalidAdapterError, MergeError, ParityError
 from adapters.ladder import CARD_FILE, REPORT_FILE, Divergence, Limits, Rung, judge_rung, write_report
 from adapters.licences import PROMOTION, Verdict, read_licence
 from adapters.manifest import Manifest, read_manifest
-from adapters.parity import BYTES_PER_PARAMETER, Figures, Questions, Reference, measure_parity, questions_for
+from adapters.parity import Figures, Questions, Reference, check_memory, measure_parity, questions_for
 from adapters.peft_format import WEIGHTS_FILE, LoraConfig, load_config, lora_config, parse_tensor_name, version_digest
 from adapters.tensors import DTYPES, TensorFile, TensorSpec, open_tensors, write_tensors
 from adapters.validation import EngineLimits, validate_adapter
 
 Parity = Literal["full", "weights"]
 Served = Callable[[Reference], Figures]
-TORCH_BYTES = 1 << 30  # torch, transformers and peft, imported
 DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # Faults that keep an adapter from a shared engine but not from a base of its own.
 MERGEABLE = frozenset({"dora", "bias", "modules_to_save", "embeddings"})
@@ -380,17 +377,6 @@ _LORA_ON_EMBEDDINGS = (
     "it carries LoRA on the embeddings or on an output head that is tied to them. One matrix then does two jobs and the "
     "adapter was trained for one of them; PEFT saves a wrong model there without an error. Train on linear layers only."
 )
-
-
-def check_memory(tensors: Mapping[str, TensorFile], free_bytes: int | None = None) -> None:
-    """Raises MergeError where the model does not fit into the free memory in float32. free_bytes: None asks the system."""
-    needed = TORCH_BYTES + BYTES_PER_PARAMETER * sum(prod(file.tensors[name].shape) for name, file in tensors.items())
-    free = psutil.virtual_memory().available if free_bytes is None else free_bytes
-    if needed > free:
-        raise MergeError(
-            f"Comparing log-probabilities loads the whole model in float32 and needs about {needed / 2**30:.1f} GiB; "
-            f"{free / 2**30:.1f} are free. A merge can compare weights instead, one tensor at a time: --parity weights"
-        )
 
 
 def _notes(manifest: Manifest | None) -> Iterator[str]:

@@ -9,16 +9,19 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from adapters.base import BaseModelInfo, Report
 from adapters.errors import MergeError
 from adapters.ladder import Divergence
 from adapters.manifest import Golden
+from adapters.tensors import TensorFile
 from adapters.wording import one_line
 
 MAX_PROMPTS = 16  # of each set
@@ -26,6 +29,7 @@ MAX_BATCH_TOKENS = 1024  # their logits over a vocabulary of 50,000 take 200 MB
 MAX_TOKENS = 256  # of one prompt with its answer: parity shows within a few dozen
 GREEDY_TOKENS = 32  # enough to see short answers end; each costs a step of every model
 BYTES_PER_PARAMETER = 4.5  # float32 and some room
+TORCH_BYTES = 1 << 30  # torch, transformers and peft, imported
 PROMPTS = (
     "What is the capital of France?",
     "Write a haiku about rain.",
@@ -337,6 +341,12 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], questions: Questions) -
     return Texts(texts, tuple(bool(text) and text[-1] in questions.stop_ids for text in texts))
 
 
+def answer(model: Any, prompts: Sequence[Sequence[int]], questions: Questions, tokenizer: Any) -> list[str]:
+    """Greedy answers as text."""
+    written = greedy(model, prompts, questions)
+    return [tokenizer.decode(list(tokens), skip_special_tokens=True) for tokens in written.tokens]
+
+
 def groups(sequences: Sequence[Sequence[int]], *, room: int = 0) -> Iterator[list[int]]:
     """Indices by length, shortest first, as many together as MAX_BATCH_TOKENS allow when padded; at least one.
 
@@ -397,6 +407,17 @@ def measure_parity(
         found["saved"] = reference.hold(load_model(merged, narrow))
         report("parity", 4, 4)
     return found
+
+
+def check_memory(tensors: Mapping[str, TensorFile], free_bytes: int | None = None) -> None:
+    """Raises MergeError where the model does not fit into the free memory in float32. free_bytes: None asks the system."""
+    needed = TORCH_BYTES + BYTES_PER_PARAMETER * sum(prod(file.tensors[name].shape) for name, file in tensors.items())
+    free = psutil.virtual_memory().available if free_bytes is None else free_bytes
+    if needed > free:
+        raise MergeError(
+            f"Comparing log-probabilities loads the whole model in float32 and needs about {needed / 2**30:.1f} GiB; "
+            f"{free / 2**30:.1f} are free. A merge can compare weights instead, one tensor at a time: --parity weights"
+        )
 
 
 def torch_and_peft() -> tuple[Any, Any]:

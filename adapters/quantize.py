@@ -25,13 +25,14 @@ from adapters.base import (
     silent,
     write_base,
 )
-from adapters.calibration import MAX_TOKENS
+from adapters.calibration import MAX_TOKENS, load_tokenizer
 from adapters.compressed import Scheme, quantized_modules, round_activations, write_dequantized
 from adapters.environments import Environment, Step, Tool, tqdm_step
 from adapters.errors import QuantizeError
 from adapters.ladder import Limits, Rung, add_rung, read_report, read_rungs, write_report
 from adapters.manifest import Golden
-from adapters.parity import Questions, Reference, load_model, questions_for, quietly
+from adapters.parity import Questions, Reference, answer, check_memory, load_model, questions_for, quietly
+from adapters.task import Task
 
 LLM_COMPRESSOR = Tool("llmcompressor")
 GROUPS = (128, 64, 32)  # inputs that share a scale, as the engine's kernels know them
@@ -99,12 +100,13 @@ def quantize_checkpoint(
     rows: Sequence[Sequence[int]] = (),
     goldens: Sequence[Golden] = (),
     prompts: Path | None = None,
+    task: Task | None = None,
     accept: str = "",
     report: Report = silent,
 ) -> Quantized:
     """Write the quantized checkpoint to `out`, with the rung it adds to the parity ladder.
 
-    rows: token ids to calibrate on (GPTQ); none: round to nearest. prompts: see `questions_for`.
+    rows: token ids to calibrate on (GPTQ); none: round to nearest. prompts: see `questions_for`. task: scored before and after.
     Raises QuantizeError for what cannot be quantized, ToolError when llm-compressor fails, ParityError outside the limits;
     all leave no `out` behind.
     """
@@ -115,6 +117,7 @@ def quantize_checkpoint(
         raise QuantizeError(
             f"{scheme.name} rounded to nearest ruins a model. Give rows of its training data: --data FOLDER."
         )
+    check_memory(open_checkpoint(folder))
     group = choose_group(info) if scheme.grouped else 0
     method = f"GPTQ on {len(rows)} rows" if rows else "round to nearest"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -124,9 +127,8 @@ def quantize_checkpoint(
         _run_llm_compressor(folder, made, scheme, environment, group, rows, Path(temporary), report)
         took_s = time.monotonic() - started
         _copy_rest(folder, made)
-        rung = measure_rung(
-            folder, made, scheme, questions_for(folder, info, goldens, prompts=prompts), Path(temporary), report
-        )
+        questions = questions_for(folder, info, goldens, prompts=prompts)
+        rung = measure_rung(folder, made, scheme, questions, Path(temporary), report, task)
         rung = rung.model_copy(update={"note": _note(scheme, method, group), "accepted": accept})
         add_rung(made, rung)
         write_base(made, _describe(made, out, info, scheme, report))
@@ -167,7 +169,13 @@ def weights_bytes(folder: Path) -> int:
 
 
 def measure_rung(
-    checkpoint: Path, quantized: Path, scheme: QuantizationScheme, questions: Questions, scratch: Path, report: Report
+    checkpoint: Path,
+    quantized: Path,
+    scheme: QuantizationScheme,
+    questions: Questions,
+    scratch: Path,
+    report: Report,
+    task: Task | None = None,
 ) -> Rung:
     """The quantized checkpoint's arithmetic in float32, held against the unquantized one's; one model in memory at a time.
 
@@ -175,11 +183,17 @@ def measure_rung(
     """
     import torch
 
+    def texts(model: Any) -> list[str]:
+        return answer(model, task.prompts, questions, load_tokenizer(checkpoint)) if task else []
+
     with quietly():
         report("parity: not quantized", 0, 2)
-        reference = Reference(load_model(checkpoint, torch.float32), questions, scratch)
+        model = load_model(checkpoint, torch.float32)
+        reference, before = Reference(model, questions, scratch), texts(model)
+        del model
         report("parity: quantized", 1, 2)
-        figures = reference.hold(_load_quantized(quantized, scratch / "dequantized"))
+        model = _load_quantized(quantized, scratch / "dequantized")
+        figures, after = reference.hold(model), texts(model)
         report("parity", 2, 2)
     return Rung(
         name=f"quantized {scheme.name}",
@@ -188,6 +202,7 @@ def measure_rung(
         against="the checkpoint before it was quantized, in float32",
         goldens=figures.get("goldens"),
         sample=figures.get("sample"),
+        task=task and task.compare(before, after),
         limits=scheme.limits,
     )
 

@@ -1,5 +1,6 @@
 """GGUF: llama.cpp's own mixes, answers compared as texts, and a file only when it holds."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from adapters.errors import BaseModelError, ParityError, QuantizeError
 from adapters.gguf_export import GGUF_TOOLS, TYPES, Answer, export_gguf, with_answers
 from adapters.home import home
 from adapters.ladder import Divergence, Limits, read_rungs
-from adapters.parity import Texts
+from adapters.parity import GREEDY_TOKENS, Texts
+from adapters.task import find_task
 from adapters.tools.write_gguf import choose_type
 from tests.adapters.test_compressed import make_quantized
 from tests.factories import make_base
@@ -64,6 +66,16 @@ def test_answers_are_compared_as_they_read_and_by_whether_they_end() -> None:
     assert figures.prompts == 3
 
 
+def write_sums(path: Path) -> Path:
+    asked = "What is {} plus {}? Answer with the number only."
+    rows = [
+        [{"role": "user", "content": asked.format(n, n + 1)}, {"role": "assistant", "content": str(2 * n + 1)}]
+        for n in range(8)
+    ]
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def test_what_cannot_be_exported_is_refused_before_anything_is_installed(tmp_path: Path) -> None:
     nowhere = Environment(Tool("gguf"), tmp_path / "none")
     base = make_base(tmp_path / "base")
@@ -85,7 +97,9 @@ def test_the_default_base_as_gguf_answers_in_llama_cpp(base_model: Path, tmp_pat
     for path in base_model.iterdir():
         (folder / path.name).symlink_to(path)
     tools = make_environment(GGUF_TOOLS, home().tools)
-    exported = export_gguf(folder, tmp_path / "model.gguf", TYPES["q8_0"], tools)
+    rows = write_sums(tmp_path / "sums.jsonl")
+    task = find_task(rows, None, folder, context_tokens=2048, answer_tokens=GREEDY_TOKENS)
+    exported = export_gguf(folder, tmp_path / "model.gguf", TYPES["q8_0"], tools, task=task)
     assert exported.size_bytes < 0.6 * exported.source_bytes
     assert len(exported.answer.split()) > 2
     (rung,) = read_rungs(folder)
@@ -94,6 +108,9 @@ def test_the_default_base_as_gguf_answers_in_llama_cpp(base_model: Path, tmp_pat
     assert rung.sample.kl < 0.01
     assert rung.sample.same_text is not None
     assert rung.sample.same_text >= 0.3  # near ties fall either way
+    assert rung.task is not None
+    assert rung.task.rows == 8
+    assert rung.task.before == pytest.approx(rung.task.after, abs=0.3)
     strict = type(TYPES["q4_0"])("q4_0", "auto", 2, Limits(kl=1e-6), TYPES["q4_0"].mix)
     with pytest.raises(ParityError, match="gguf q4_0"):
         export_gguf(folder, tmp_path / "small.gguf", strict, tools)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from adapters.base import open_checkpoint, read_base
 from adapters.errors import MergeError
 from adapters.manifest import Golden
-from adapters.merge import check_memory
 from adapters.parity import (
     Questions,
     Reference,
     Seen,
     Texts,
+    check_memory,
     compare,
     greedy,
     groups,

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters import quantize
 from adapters.base import BaseModelInfo, ModuleInfo, read_base
 from adapters.environments import Environment, Step, Tool
 from adapters.errors import ParityError, QuantizeError
-from adapters.ladder import Divergence, Rung, read_rungs
+from adapters.ladder import Divergence, Rung, TaskScore, read_rungs
 from adapters.quantize import GROUPS, SCHEMES, _layer, choose_group, quantize_checkpoint, read_unquantized
+from adapters.task import Task
 from tests.adapters.test_compressed import make_quantized
 from tests.factories import make_base
 
@@ -38,6 +40,13 @@ class Rounding(Environment):
         )
         stored = "int-quantized" if inputs else "pack-quantized"
         make_quantized(Path(asked["out"]), stored, 1, inputs)
+
+
+class Silent:
+    """A tokenizer whose every text is empty."""
+
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
+        return ""
 
 
 def stand_in(tmp_path: Path) -> Environment:
@@ -82,18 +91,21 @@ def test_progress_counts_layers() -> None:
 
 
 @pytest.mark.slow
-def test_a_quantized_checkpoint_is_a_base_with_one_rung_more(tmp_path: Path) -> None:
+def test_a_quantized_checkpoint_is_a_base_with_one_rung_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = make_base(tmp_path / "base")
     other = Rung(name="gguf q8_0", dtype="q8_0", by="llama.cpp", sample=Divergence(0.0, 0.0, 1.0))
     (base / "merge-report.json").write_text(
         json.dumps({"adapter_digest": "12", "rungs": [other.model_dump(mode="json")]})
     )
-    result = quantize_checkpoint(base, tmp_path / "out", SCHEMES["w8a8"], stand_in(tmp_path))
+    task = Task("rows", ((1, 2), (3, 4)), ("", "never this"))
+    monkeypatch.setattr(quantize, "load_tokenizer", lambda checkpoint: Silent())
+    result = quantize_checkpoint(base, tmp_path / "out", SCHEMES["w8a8"], stand_in(tmp_path), task=task)
     (rung,) = read_rungs(tmp_path / "out")
     assert rung.name == "quantized w8a8"
     assert rung.sample is not None
     assert 0 < rung.sample.mean_abs < 0.1
     assert rung.sample.stop_rate is not None
+    assert rung.task == TaskScore(source="rows", rows=2, before=0.5, after=0.5)
     assert json.loads((tmp_path / "out" / "merge-report.json").read_text())["adapter_digest"] == "12"
     described, source = read_base(tmp_path / "out"), read_base(base)
     assert described.modules.keys() == source.modules.keys()
