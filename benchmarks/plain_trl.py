@@ -3,6 +3,7 @@
     python -m benchmarks.plain_trl SETTINGS.json FIGURES.json
 
 Settings: base, rows (JSONL of messages), and the numbers of the run; figures: tokens and seconds at each step's end.
+The adapter is saved beside the figures.
 """
 
 import json
@@ -66,6 +67,7 @@ def main(settings_file: Path, figures_file: Path) -> None:
     )
     trainer.train()
     document = {"steps": steps, "whole_s": time.monotonic() - began}
+    trainer.save_model(str(figures_file.with_suffix("")))
     figures_file.write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 

@@ -8,8 +8,9 @@ The bare one is what vLLM's own server gives to whoever knows its address: no te
 - set-N: N active adapters, Zipf, on either side of the four slots.
 - neighbour: a tenant alone, and beside one that asks ten times as much.
 - limited (Lorikeet only): the same with two requests in flight as the other's limit.
-- churn (Lorikeet only): a version uploaded, promoted and rolled back again and again, against the same load in peace.
-About forty minutes with the default rounds.
+- occupied: a tenant alone, and beside one that asks four adapters, so all slots, as often as the engine can answer at most.
+- churn (Lorikeet only): an upload and a moved alias every two seconds, against the same load in peace.
+About forty-five minutes with the default rounds.
 """
 
 import argparse
@@ -32,16 +33,26 @@ from benchmarks.load_tools import command_line
 from gateway.engines.profile import PROFILES, engine_command, engine_environment, find_preloads, load_profile
 from loadtests.record import Outcome, Record, read_run
 from scripts.installation import Installation, empty_root
-from tests.factories import make_adapter
+from tests.factories import make_adapter, zip_folder
 
 PORT, BARE_PORT = 8086, 8085
 PROFILE = {"slots": 4, "host_adapters": 8}
 VOICES = [f"voice-{number:02}" for number in range(32)]
-CHURNED = 3
+NOISE = [f"noise-{number}" for number in range(4)]
+SWAP_S = 2
+LOAD = 0.7  # of the highest rate
 SETS = (4, 8, 16, 32)
-PARTS = ("relay", "set", "neighbour", "limited", "churn")
+PARTS = ("relay", "set", "neighbour", "limited", "occupied", "churn")
 OURS_ONLY = ("limited", "churn")
 NOISE_IN_FLIGHT = "2"
+# Taken before it is sent: the next may begin before this one has been answered.
+UPLOAD = """
+cd "$LORIKEET_HOME/fresh"
+next=$(ls | head -n 1)
+mv "$next" ..
+curl -sS --fail-with-body -H "Authorization: Bearer $LORIKEET_API_KEY" \\
+  -F name=churn -F "file=@../$next" "$LORIKEET_URL/v1/adapters"
+"""
 console = Console(highlight=False)
 SCOPES = ("ttft", "tpot", "e2e")
 COLUMNS = ("phase", "tenant", "adapter", "outcome", "intended", *SCOPES)
@@ -71,8 +82,8 @@ def main() -> None:
         ours = System("lorikeet", own.url, {f"LORIKEET_API_KEY_{name.upper()}": key for name, key in own.keys.items()})
         with bare_engine(root, profile, folders) as url:
             bare = System("vllm", url, dict.fromkeys(ours.keys, "none"))
-            rate = 0.7 * highest_rate(own, bare, root)
-            console.print(f"70 % of the highest rate: {rate:.2f} requests/s")
+            rate = LOAD * highest_rate(own, bare, root)
+            console.print(f"{LOAD:.0%} of the highest rate: {rate:.2f} requests/s")
             plans = {name: plan for name, plan in planned(rate, given.seconds) if name.split("-")[0] in given.only}
             found: dict[str, dict[str, list[list[Record]]]] = {}
             for number in range(given.rounds):
@@ -103,17 +114,18 @@ def keep(found: Mapping[str, Mapping[str, Sequence[Sequence[Record]]]], rate: fl
 
 
 def prepare(own: Installation) -> dict[str, Path]:
-    """Tenants, and the adapters: acme's but the last, which is globex's. Their folders."""
+    """Tenants, and their adapters: acme's voices and churn, globex's noise. Folders of those that a bare engine has too."""
     own.ask("up")
     for tenant in ("acme", "globex"):
         own.add_tenant(tenant)
     base = next(path.parent for path in (own.root / "models").glob("*/config.json"))
     folders = {}
-    for seed, name in enumerate([*VOICES, "noise", *(f"churn-{number}" for number in range(CHURNED))]):
+    for seed, name in enumerate([*VOICES, *NOISE]):
         folders[name] = make_adapter(own.root / name, base, rank=8, alpha=16, seed=seed)
-        if not name.startswith("churn"):
-            own.ask("push", str(folders[name]), "--name", name, tenant="globex" if name == "noise" else "acme")
-    own.ask("push", str(folders["churn-0"]), "--name", "churn", tenant="acme")
+        own.ask("push", str(folders[name]), "--name", name, tenant="globex" if name in NOISE else "acme")
+    for seed in range(2):
+        made = make_adapter(own.root / f"churn-{seed}", base, rank=8, alpha=16, seed=100 + seed)
+        own.ask("push", str(made), "--name", "churn", tenant="acme")
     return folders
 
 
@@ -128,17 +140,19 @@ def bare_engine(root: Path, profile_file: Path, folders: Mapping[str, Path]) -> 
     environment = engine_environment(profile, os.environ, preload=find_preloads(profile))
     url = f"http://127.0.0.1:{BARE_PORT}"
     with serving(command, f"{url}/health", root / "bare.log", environment=environment):
-        for name in (*VOICES, "noise"):
-            body = {"lora_name": name, "lora_path": str(folders[name])}
+        for name, folder in folders.items():
+            body = {"lora_name": name, "lora_path": str(folder)}
             httpx.post(f"{url}/v1/load_lora_adapter", json=body, timeout=60).raise_for_status()
         yield url
 
 
-def scenario(seconds: float, rate: float, adapters: Sequence[str], **more: Any) -> dict[str, Any]:
+def scenario(
+    seconds: float, rate: float, adapters: Sequence[str], noise: Sequence[str] = NOISE[:1], **more: Any
+) -> dict[str, Any]:
     return {
         "tenants": [
             {"name": "acme", "adapters": list(adapters)},
-            {"name": "globex", "share": 0, "adapters": ["noise"]},
+            {"name": "globex", "share": 0, "adapters": list(noise)},
         ],
         "popularity": {"kind": "zipf"},
         "requests": {"prompts": {"kind": "builtin"}, "max_tokens": 16},
@@ -159,11 +173,10 @@ def scenario(seconds: float, rate: float, adapters: Sequence[str], **more: Any) 
 
 
 def planned(rate: float, seconds: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    upload = ["sh", "-c", "for n in 1 2 0; do lorikeet push $LORIKEET_HOME/churn-$n --name churn --tenant acme; done"]
     swap = [
         {
-            "at_s": second,
-            "every_s": 4,
+            "at_s": 1 + SWAP_S * number,
+            "every_s": 2 * SWAP_S,
             "name": "promote",
             "request": {
                 "path": "/v1/adapters/churn/promote",
@@ -171,20 +184,15 @@ def planned(rate: float, seconds: float) -> Iterator[tuple[str, dict[str, Any]]]
                 "json": {"version": version, "force": True, "reason": "a benchmark of swaps"},
             },
         }
-        for second, version in ((1, 1), (3, 2))
+        for number, version in enumerate((1, 2))
     ]
     phases = [
-        {
-            "name": "warm-up",
-            "duration_s": 20,
-            "measured": False,
-            "events": [{"at_s": 1, "name": "upload", "run": upload}],
-        },
+        {"name": "warm-up", "duration_s": 8, "measured": False},
         {"name": "alone", "duration_s": seconds},
         {
             "name": "beside",
             "duration_s": seconds,
-            "events": [*swap, {"at_s": 2, "every_s": 6, "name": "upload", "run": fresh_upload()}],
+            "events": [*swap, {"at_s": 0.5, "every_s": SWAP_S, "name": "upload", "run": ["sh", "-c", UPLOAD]}],
         },
     ]
     yield "churn", scenario(seconds, rate / 2, [*VOICES[:2], "churn"], phases=phases)
@@ -192,31 +200,29 @@ def planned(rate: float, seconds: float) -> Iterator[tuple[str, dict[str, Any]]]
     for size in SETS:
         yield f"set-{size}", scenario(seconds, rate, VOICES[:size])
     victim = rate / 8  # asks little, hence twice the time
-    phases = [
-        {"name": "warm-up", "duration_s": 8, "measured": False},
-        {"name": "alone", "duration_s": 2 * seconds},
-        {
-            "name": "beside",
-            "duration_s": 2 * seconds,
-            "neighbour": {"tenant": "globex", "load": {"kind": "poisson", "rate_per_s": 10 * victim}},
-        },
-    ]
-    for name in ("neighbour", "limited"):
-        yield name, scenario(seconds, victim, VOICES[:3], phases=phases)
+    most = rate / LOAD
+    for name, noise, noise_rate in (
+        ("neighbour", NOISE[:1], 10 * victim),
+        ("limited", NOISE[:1], 10 * victim),
+        ("occupied", NOISE, most),
+    ):
+        neighbour = {"tenant": "globex", "load": {"kind": "poisson", "rate_per_s": noise_rate}}
+        phases = [
+            {"name": "warm-up", "duration_s": 8, "measured": False},
+            {"name": "alone", "duration_s": 2 * seconds},
+            {"name": "beside", "duration_s": 2 * seconds, "neighbour": neighbour},
+        ]
+        yield name, scenario(seconds, victim, VOICES[:3], noise, phases=phases)
 
 
-def fresh_upload() -> list[str]:
-    """A version nobody has uploaded before: the last one's weights with one number changed."""
-    code = (
-        "import os, pathlib, random, shutil, subprocess, tempfile\n"
-        "from tests.factories import make_adapter\n"
-        "home = pathlib.Path(os.environ['LORIKEET_HOME'])\n"
-        "base = next(p.parent for p in (home / 'models').glob('*/config.json'))\n"
-        "with tempfile.TemporaryDirectory() as folder:\n"
-        "    made = make_adapter(pathlib.Path(folder) / 'made', base, rank=8, alpha=16, seed=random.randrange(10**9))\n"
-        "    subprocess.run(['lorikeet', 'push', str(made), '--name', 'churn', '--no-wait'], check=True)\n"
-    )
-    return ["python", "-c", code]
+def make_fresh(own: Installation, count: int, seed: int) -> None:
+    """Archives of adapters that nobody has uploaded before, for UPLOAD to take one at a time."""
+    base = next(path.parent for path in (own.root / "models").glob("*/config.json"))
+    folder = own.root / "fresh"
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        made = make_adapter(own.root / "made", base, rank=8, alpha=16, seed=1000 * (seed + 1) + number)
+        (folder / f"{seed}-{number:03}.zip").write_bytes(zip_folder(made))
 
 
 def run(own: Installation, system: System, root: Path, plan: dict[str, Any]) -> list[Record]:
@@ -228,6 +234,8 @@ def run(own: Installation, system: System, root: Path, plan: dict[str, Any]) -> 
     if system.name == "lorikeet":
         limit = NOISE_IN_FLIGHT if plan["name"] == "limited" else "none"
         own.ask("limits", "set", "globex", "--max-in-flight", limit)
+    if plan["name"] == "churn":
+        make_fresh(own, int(plan["phases"][-1]["duration_s"] / SWAP_S) + 1, plan["seed"])
     try:
         own.show(*command, tenant="acme", ok=(0, 1, 3, 4))
     finally:
@@ -264,7 +272,7 @@ def good(records: Sequence[Record], phase: str, limit_s: float = 2.0) -> float:
 def summarise(name: str, systems: Mapping[str, Sequence[Sequence[Record]]]) -> dict[str, Any]:
     """P95 of each round in seconds, and the ratio that the comparison is about, its median over rounds with its range."""
     rows: dict[str, Any] = {}
-    if name in ("neighbour", *OURS_ONLY):
+    if name in ("neighbour", "occupied", *OURS_ONLY):
         for system, runs in systems.items():
             rows[system] = {
                 metric: {
