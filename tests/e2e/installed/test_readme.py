@@ -92,7 +92,7 @@ def test_every_command_of_the_readme_runs(machine: Machine, base_model: Path, tm
     printed = make("up", machine)
     for line in blocks("text")[0].splitlines():
         find(pattern_of(line), printed)
-    key, url = (find(rf"^ +{label}$", printed) for label in (r"(lk-\S+)", r"Address +(\S+)/v1"))
+    key, url, model = (find(rf"^ +{label}$", printed) for label in (r"(lk-\S+)", r"Address +(\S+)/v1", r"Model +(\S+)"))
     assert url.endswith(machine.environment["LORIKEET_PORT"])
     curl = find(r"^(curl (?:.*\\\n)*.*)$", printed)
     done = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=120, check=False)
@@ -103,7 +103,8 @@ def test_every_command_of_the_readme_runs(machine: Machine, base_model: Path, tm
     }
     optimizer = {"max_steps": 2, "evaluations": 1}
     write_reduced("train", tmp_path, data={"train_rows": 8, "eval_rows": 4}, optimizer=optimizer, goldens=2)
-    write_reduced("eval", tmp_path, rows=4)
+    judge = {"url": url, "model": model, "key_env": "KEY", "max_tokens": 16}  # the base itself: a real, if poor, judge
+    write_reduced("eval", tmp_path, rows=4, judge=judge)
     script = "\n".join(["set -euo pipefail", *blocks("sh run")])
     script = re.sub(r"\bADAPTER2?\b", lambda found: adapters[found[0]], script)
     script = re.sub(r"^lorikeet (train|eval) \S+", r"lorikeet \1 \1.yaml", script, flags=re.MULTILINE)
@@ -120,7 +121,9 @@ def test_every_command_of_the_readme_runs(machine: Machine, base_model: Path, tm
     assert (tmp_path / "merged" / "config.json").is_file()
     assert '"ready":true' in done.stdout
     (evaluated,) = (machine.home / "runs").glob("eval-*/report.json")
-    assert json.loads(evaluated.read_text(encoding="utf-8"))["metrics"]["adapter"]
+    report = json.loads(evaluated.read_text(encoding="utf-8"))
+    assert report["metrics"]["adapter"]
+    assert report["judge"]["spent"]["asked"] + report["judge"]["spent"]["kept"] == 8  # both orders of four pairs
 
     (example,) = blocks("python")
     example = example.replace("http://127.0.0.1:8080", url).replace("lk-…", key)
