@@ -21,11 +21,11 @@ TENANT_SCOPES = ("inference", "adapters:read", "adapters:write")
 
 
 def empty_root(name: str) -> Path:
-    """An empty folder under the data folder, which shares the latter's prepared models and fetched data sets."""
+    """An empty folder under the data folder, which shares the latter's prepared models, fetched data sets and tools."""
     root = home().create().root / name
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    for shared in (home().models, home().datasets):
+    for shared in (home().models, home().datasets, home().tools):
         shared.mkdir(exist_ok=True)
         (root / shared.name).symlink_to(shared)
     return root
