@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 
 from adapters.archive import UploadLimits, unpack
@@ -23,6 +23,7 @@ from adapters.names import TunedName
 from adapters.peft_format import FILES, WEIGHTS_FILE
 from adapters.registry import AdapterVersion, Registry, VersionStatus
 from adapters.validation import AdapterReport, EngineLimits, validate_adapter
+from gateway.admission import Admission
 from gateway.departures import Departures
 from gateway.directory import Directory
 from gateway.engines.profile import BASE_NAME
@@ -328,15 +329,15 @@ class Onboarding:
         manifest = await asyncio.to_thread(lambda: version.manifest)
         try:
             async with replica.residency.hold(version) as held:
-                with replica.admission.swap(version.engine_name):
-                    return await probe_adapter(
-                        held.engine,
-                        version.engine_name,
-                        base_model=BASE_NAME,
-                        goldens=manifest.goldens if manifest else (),
-                        settings=self._probe,
-                        template=version.serving.chat_template,
-                    )
+                return await probe_adapter(
+                    held.engine,
+                    version.engine_name,
+                    base_model=BASE_NAME,
+                    goldens=manifest.goldens if manifest else (),
+                    settings=self._probe,
+                    template=version.serving.chat_template,
+                    around=lambda model: question(replica.admission, model, self._probe.stall_share),
+                )
         except AdapterLoadError as exc:
             fault = Fault(
                 "engine_refused",
@@ -360,3 +361,18 @@ class Onboarding:
         except AdapterError:
             logger.info("probe's end not recorded", extra={"adapter": name}, exc_info=True)
         return None
+
+
+@asynccontextmanager
+async def question(admission: Admission, model: str, stall_share: float) -> AsyncIterator[None]:
+    """Around one prompt of a probe: a slot for its adapter, and a pause afterwards while the engine serves others.
+
+    Each prompt makes a step of theirs longer; in a row they would all the steps of an answer. stall_share: of the time.
+    """
+    began_s = time.monotonic()
+    with admission.swap(model) if model != BASE_NAME else nullcontext():
+        yield
+    ended_s = time.monotonic()
+    until_s = ended_s + (ended_s - began_s) * (1 / stall_share - 1)
+    while admission.in_flight and (left_s := until_s - time.monotonic()) > 0:  # noqa: ASYNC110 - the clock decides as well
+        await asyncio.sleep(min(ENGINE_POLL_S, left_s))

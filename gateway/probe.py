@@ -6,7 +6,8 @@ so that an engine that is itself damaged is never held against the adapter.
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +54,12 @@ async def probe_adapter(
     goldens: Sequence[Golden],
     settings: ProbeSettings,
     template: str | None = None,
+    around: Callable[[str], AbstractAsyncContextManager[None]] = lambda model: nullcontext(),
 ) -> ProbeResult:
     """Ask the engine about the loaded adapter `name` and about its base, and judge the answers.
 
-    template: the adapter's own chat template, where it does not use the base's.
+    template: the adapter's own chat template, where it does not use the base's. around: entered for each prompt, with the
+    model that is asked.
     Raises EngineError when the engine cannot be asked, or answers nonsense for the base itself: no verdict on the adapter.
     """
     goldens = [golden for golden in goldens if _tokens(golden) <= MAX_GOLDEN_TOKENS][: settings.goldens]
@@ -67,8 +70,16 @@ async def probe_adapter(
     prompts: list[str | list[int]] = [
         golden.prompt_token_ids + golden.completion_token_ids for golden in goldens
     ] or list(PROMPTS)
+
+    async def ask(model: str) -> list[list[float]]:
+        scores = []
+        for prompt in prompts:
+            async with around(model):
+                scores.append(await score(engine, model, prompt, timeout_s=settings.timeout_s))
+        return scores
+
     try:
-        base = [await score(engine, base_model, prompt, timeout_s=settings.timeout_s) for prompt in prompts]
+        base = await ask(base_model)
     except EngineAnswerError as exc:
         if not goldens or exc.status != 400:
             raise
@@ -78,7 +89,7 @@ async def probe_adapter(
         raise EngineUnavailableError(
             f"Engine '{engine.id}' answers nonsense for the base model; nothing can be probed."
         )
-    adapter = [await score(engine, name, prompt, timeout_s=settings.timeout_s) for prompt in prompts]
+    adapter = await ask(name)
     if not goldens:
         return judge_effect(_flat(adapter), _flat(base), min_effect=settings.min_effect)
     cut = [len(golden.completion_token_ids) for golden in goldens]

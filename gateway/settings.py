@@ -186,6 +186,12 @@ class ProbeSettings(_Section):
     )
     goldens: int = Field(8, gt=0, description="Most goldens replayed.")
     timeout_s: float = Field(60.0, gt=0, description="Longest wait for the engine's answer to one prompt.")
+    stall_share: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="Largest share of time a probe may take of an engine that serves; 1: without a pause.",
+    )
 
 
 class Price(_Section):

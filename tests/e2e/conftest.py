@@ -50,6 +50,7 @@ async def app(engine_process: EngineProcess, base_model: Path, adapter_folder: P
             "base": str(base_model),
             "engine": "test",
             "canary": {"interval_s": 1},
+            "probe": {"stall_share": 1},
         }
     )
     app = create_app(settings, lambda on_ready: SharedEngine(engine_process, on_ready))

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,8 @@ from adapters.database import open_database
 from adapters.errors import ConflictError, InvalidAdapterError
 from adapters.manifest import Golden, Manifest, write_manifest
 from adapters.registry import AdapterVersion, Registry, VersionStatus
+from gateway import onboarding
+from gateway.admission import Admission, Scheduler, Ticket
 from gateway.engines.echo import EchoEngine
 from gateway.engines.echo_answers import logprob
 from tests.factories import make_adapter, zip_folder
@@ -327,3 +330,44 @@ async def test_waiting_ends_with_the_time_given(acme: Gateway, folder: Path) -> 
     started_s = time.monotonic()
     assert (await acme.services.onboarding.wait("acme", "support", 1, 0.2)).status is VersionStatus.VALIDATED
     assert time.monotonic() - started_s < 2
+
+
+class Clock:
+    """Time that passes only while somebody sleeps, or when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.ends: dict[float, Callable[[], None]] = {}
+
+    async def sleep(self, delay_s: float) -> None:
+        self.now_s += delay_s
+        for at_s in [at_s for at_s in self.ends if at_s <= self.now_s]:
+            self.ends.pop(at_s)()
+
+
+async def paused(monkeypatch: pytest.MonkeyPatch, *, others: bool, others_end_s: float | None = None) -> float:
+    """Seconds between the end of a prompt that took one and the next, at a fifth of the time."""
+    clock, scheduler = Clock(), Scheduler(slots=2, max_in_flight=4, patience_s=1)
+    admission = Admission(scheduler, max_queue=1, tenant_queue=1, longest_wait_s=1)
+    ticket = Ticket(0, "globex", "globex/other@1", 0.0)
+    if others:
+        scheduler.add(ticket)
+        scheduler.admit(0.0)
+    if others_end_s is not None:
+        clock.ends[clock.now_s + 1 + others_end_s] = lambda: scheduler.finish(ticket)
+    monkeypatch.setattr(onboarding, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr(onboarding, "asyncio", SimpleNamespace(sleep=clock.sleep))
+    async with onboarding.question(admission, "acme/support@1", 0.2):
+        assert "acme/support@1" in scheduler.adapters_in_flight
+        clock.now_s += 1
+        ended_s = clock.now_s
+    return clock.now_s - ended_s
+
+
+async def test_a_probe_leaves_the_engine_to_others_for_most_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await paused(monkeypatch, others=True) == pytest.approx(4)
+
+
+async def test_a_probe_does_not_wait_where_nobody_else_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await paused(monkeypatch, others=False) == 0
+    assert await paused(monkeypatch, others=True, others_end_s=1) == pytest.approx(1)
