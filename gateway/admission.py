@@ -8,9 +8,11 @@ slot; an adapter that is swapped in has one of them. Among those who may start, 
 served goes first (the virtual token counter of Sheng et al. 2024, "Fairness in Serving Large Language Models"): its prompt
 is charged when its turn comes, its output as it is produced.
 
-A request whose adapter finds no slot for longer than `patience_s` makes the adapter that has held its slot longest take no
-new requests until the slot is free, so busy adapters cannot starve a quiet one. At most half of the slots drain at once:
-what drains computes ever smaller batches, and the throughput lost makes all wait longer.
+A request whose adapter finds no slot for longer than `patience_s` makes another adapter take no new requests until its slot is
+free, so busy adapters cannot starve a quiet one: of the tenant that holds most slots, the adapter that has held its own
+longest. A tenant that would still hold no more than that one need not be patient: whoever spreads a flood over many adapters
+pays for it. At most half of the slots drain at once: what drains computes ever smaller batches, and the throughput lost makes
+all wait longer.
 """
 
 import asyncio
@@ -56,6 +58,7 @@ class Scheduler:
         self._running: Counter[str | None] = Counter()
         self._running_tenants: Counter[str] = Counter()
         self._since: dict[str, float] = {}  # adapter -> when it took its slot
+        self._holder: dict[str, str] = {}  # adapter with a slot -> the tenant that asked
         self._draining: dict[str, float] = {}  # adapter -> since when
         self._served: dict[str, float] = {}  # tenant -> weighted tokens
 
@@ -111,7 +114,7 @@ class Scheduler:
         self.charge(ticket, tokens)
         _count_down(self._running_tenants, ticket.tenant)
         if _count_down(self._running, ticket.adapter) and ticket.adapter is not None:
-            del self._since[ticket.adapter]
+            self._free(ticket.adapter)
 
     def begin_swap(self, adapter: str, now_s: float) -> None:
         """The adapter is tried before it serves, and waits for nobody: where all slots are taken it is one too many, which the
@@ -122,7 +125,7 @@ class Scheduler:
 
     def end_swap(self, adapter: str) -> None:
         if _count_down(self._running, adapter):
-            del self._since[adapter]
+            self._free(adapter)
 
     def admit(self, now_s: float) -> list[Ticket]:
         """Every ticket that may start now, in order."""
@@ -138,6 +141,7 @@ class Scheduler:
             self.charge(ticket, ticket.tokens)
             if ticket.adapter is not None:
                 self._since.setdefault(ticket.adapter, now_s)
+                self._holder.setdefault(ticket.adapter, ticket.tenant)
             admitted.append(ticket)
         return admitted
 
@@ -156,25 +160,33 @@ class Scheduler:
         return min(startable, key=lambda head: (self._served[head.tenant], head.arrived_s, head.id), default=None)
 
     def _impatient(self, now_s: float) -> list[Ticket]:
+        held = Counter(self._holder.values())
+        most = max(held.values(), default=0)
         return [
             group[0]
             for group in self._waiting.values()
             if group[0].adapter is not None
             and group[0].adapter not in self._since
-            and now_s - group[0].arrived_s >= self._patience_s
+            and (now_s - group[0].arrived_s >= self._patience_s or held[group[0].tenant] + 1 < most)
         ]
 
     def _drain_for_the_impatient(self, now_s: float) -> None:
-        """As many adapters drain as distinct adapters have waited too long, those longest in their slots first.
+        """As many adapters drain as distinct adapters have waited too long, those of the tenant with most slots first, and of
+        these those longest in their slots.
 
         At most half of the slots, but one that has drained for long has a long answer to end and is not counted. Decided anew
         each time: when nobody is impatient any more, nobody drains.
         """
         wanted = len({ticket.adapter for ticket in self._impatient(now_s)}) - (self._slots - len(self._since))
         stuck = sum(now_s - began_s > STUCK * self._patience_s for began_s in self._draining.values())
-        oldest_first = sorted(self._since, key=lambda name: (self._since[name], name))
-        chosen = oldest_first[: max(0, min(wanted, max(1, self._slots // 2))) + (stuck if wanted > 0 else 0)]
+        held = Counter(self._holder.values())
+        order = sorted(self._since, key=lambda name: (-held[self._holder.get(name, "")], self._since[name], name))
+        chosen = order[: max(0, min(wanted, max(1, self._slots // 2))) + (stuck if wanted > 0 else 0)]
         self._draining = {name: self._draining.get(name, now_s) for name in chosen}
+
+    def _free(self, adapter: str) -> None:
+        del self._since[adapter]
+        self._holder.pop(adapter, None)  # one that was only tried had none
 
     def _active(self, tenant: str) -> bool:
         return tenant in self._running_tenants or tenant in self._waiting_tenants

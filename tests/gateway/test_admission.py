@@ -192,6 +192,35 @@ def test_half_of_the_slots_go_on_with_full_batches_however_many_adapters_are_imp
     assert [started.adapter for started in turns.admit(9.0)] == ["c", "d"]
 
 
+def occupied(*holders: str) -> tuple[Scheduler, list[Ticket]]:
+    """A slot taken by an adapter of each tenant named, in this order, and nobody waiting."""
+    turns = scheduler(slots=len(holders), max_in_flight=99, patience_s=3.0)
+    held = [ticket(number, tenant=tenant, adapter=f"{tenant}-{number}") for number, tenant in enumerate(holders)]
+    for number, request in enumerate(held):
+        turns.add(request)
+        turns.admit(float(number))
+    return turns, held
+
+
+def test_a_tenant_with_fewer_slots_than_another_need_not_be_patient_and_the_others_oldest_adapter_drains() -> None:
+    turns, held = occupied("quiet", "loud", "loud", "loud")
+    turns.add(ticket(10, tenant="quiet", adapter="second", arrived_s=9.0))
+    for number, one in enumerate(held, start=11):
+        turns.add(ticket(number, tenant=one.tenant, adapter=one.adapter, arrived_s=9.0))
+    assert {started.adapter for started in turns.admit(9.0)} == {"quiet-0", "loud-2", "loud-3"}
+    turns.finish(held[1])
+    assert turns.admit(9.1)[0].adapter == "second"
+
+
+def test_a_tenant_that_has_its_part_of_the_slots_is_patient() -> None:
+    turns, held = occupied("quiet", "quiet", "loud", "loud")
+    turns.add(ticket(10, tenant="quiet", adapter="third", arrived_s=9.0))
+    for number, one in enumerate(held, start=11):
+        turns.add(ticket(number, tenant=one.tenant, adapter=one.adapter, arrived_s=9.0))
+    assert len(turns.admit(9.0)) == 4
+    assert not turns.admit(11.9)
+
+
 def test_an_adapter_that_is_swapped_in_waits_for_nobody_and_one_slot_drains_for_it() -> None:
     turns = scheduler(slots=2)
     busy = [ticket(0, adapter="a"), ticket(1, adapter="b")]
