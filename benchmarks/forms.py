@@ -4,7 +4,8 @@
 
 Trains the topic sorter, then serves: the base; the adapter hot-swapped, alone and among eight active adapters; merged on an
 engine of its own; merged and quantized on another. All engines run all the time, only one is asked at a time: the same number
-of callers that are never idle, the same prompts, answers of the same length. About twenty minutes on two idle cores.
+of callers that are never idle, the same prompts, answers of the same length. `lorikeet compare-approaches` then tells what each
+gets right, beside the prompted base and QLoRA. About half an hour on two idle cores.
 """
 
 import argparse
@@ -41,8 +42,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=30, help="of each form in each round")
     parser.add_argument("--concurrency", type=int, default=4)
-    parser.add_argument("--train-rows", type=int, default=320)
-    parser.add_argument("--eval-rows", type=int, default=100)
+    parser.add_argument("--train-rows", type=int, default=160)
+    parser.add_argument("--eval-rows", type=int, default=60)
     parser.add_argument("--scheme", default="w8a8", help="of `lorikeet quantize`")
     parser.add_argument("--from-results", action="store_true", help="Only draw the plot again, from the saved figures.")
     given = parser.parse_args()
@@ -57,19 +58,22 @@ def main() -> None:
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     own = Installation(empty_root("forms"), PORT, console)
     trained = own.root / "trained"
-    own.show("train", TASK, "--set", f"data.train_rows={given.train_rows}", "--out", str(trained))
+    for tuning, folder in (("lora", trained), ("qlora", own.root / "trained-qlora")):
+        rows = f"data.train_rows={given.train_rows}"
+        own.show("train", TASK, "--set", rows, "--set", f"tuning={tuning}", "--out", str(folder))
     with own.stopped_at_the_end():
         base = own.ask("up")["base_model"]
         own.add_tenant("acme")
         engines, models = serve(own, trained, base, given.scheme)
         records = run(own, models, given)
         memory = {name: memory_of(own.root / "run", engine) for name, engine in engines.items()}
-        scores = scored(own, models, given.eval_rows)
+        ways = compared(own, models, given.eval_rows)
+    scores = {one["name"]: {"score": one["score"]} for one in ways["approaches"]}
     forms = {}
     for name in FORMS:
         rounds = [[one for one in records if one.phase == f"{name}-{number}"] for number in range(given.rounds)]
         forms[name] = figures(rounds, given.seconds) | {"memory": memory[name]} | scores.get(name, {})
-    return {"forms": forms}
+    return {"forms": forms, "ways": ways}
 
 
 def serve(own: Installation, trained: Path, base: str, scheme: str) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -77,6 +81,7 @@ def serve(own: Installation, trained: Path, base: str, scheme: str) -> tuple[dic
     folder = next(path.parent for path in (own.root / "models").glob("*/config.json"))
     for name in ("topics", "topics-small"):  # a version has one engine of its own
         own.ask("push", str(trained), "--name", name, tenant="acme")
+    own.ask("push", str(own.root / "trained-qlora"), "--name", "topics-qlora", tenant="acme")
     for seed, name in enumerate(OTHERS):
         made = make_adapter(own.root / name, folder, rank=8, alpha=16, seed=seed)
         own.ask("push", str(made), "--name", name, tenant="acme")
@@ -149,18 +154,20 @@ def memory_of(run_dir: Path, engine: str) -> dict[str, int]:
     return {"pss_mib": found.pss_bytes >> 20}
 
 
-def scored(own: Installation, models: Mapping[str, Sequence[str]], rows: int) -> dict[str, Any]:
-    """Each form on the same held-out rows of the task; what eight adapters share is asked by its own name."""
-    found: dict[str, Any] = {}
-    for name in ("hot-swapped", "merged", "merged, quantized"):
-        baseline = "base" if name == "hot-swapped" else "topics@1"
-        given = ["--model", models[name][0], "--rows", str(rows), "--against", baseline, "--probes", "none"]
-        answers = own.ask("eval", TASK, *given, "--out", str(own.root / f"{name}.json"), tenant="acme")
-        for subject, form in {"adapter": name, "base": "base"}.items():
-            if subject in answers["metrics"]:
-                figures = answers["metrics"][subject][METRIC], answers["intervals"][subject][METRIC]
-                found[form] = dict(zip(("score", "interval"), figures, strict=True))
-    return found
+def compared(own: Installation, models: Mapping[str, Sequence[str]], rows: int) -> dict[str, Any]:
+    """Each way to solve the task, by `lorikeet compare-approaches`."""
+    ways: list[dict[str, Any]] = [
+        {"name": "base", "model": models["base"][0]},
+        {"name": "few-shot", "model": models["base"][0], "shots": 8},
+        {"name": "hot-swapped", "model": "topics"},
+        {"name": "QLoRA, hot-swapped", "model": "topics-qlora"},
+        *({"name": name, "model": models[name][0], "dedicated": True} for name in ("merged", "merged, quantized")),
+    ]
+    volume = {"requests_per_month": 1_000_000, "machine_per_hour": 0.1, "concurrency": 8}
+    path = own.root / "ways.yaml"
+    path.write_text(yaml.safe_dump({"eval": TASK, "rows": rows, "approaches": ways} | volume), encoding="utf-8")
+    found = own.ask("compare-approaches", str(path), "--out", str(own.root / "ways"), tenant="acme")
+    return {name: value for name, value in found.items() if name != "folder"}
 
 
 def table(forms: Mapping[str, Any]) -> Table:
@@ -170,7 +177,7 @@ def table(forms: Mapping[str, Any]) -> Table:
             f"{1000 * found['p50_s'][metric]['all']:.0f}, {1000 * found['p95_s'][metric]['all']:.0f} ms"
             for metric in SHOWN
         ]
-        scored = f"{found['score']:.0%}" if "score" in found else ""
+        scored = f"{found['score']['value']:.0%}" if "score" in found else ""
         shown.add_row(
             name, *times, f"{np.median(found['tokens_per_s']):.0f}", f"{found['memory']['pss_mib']} MiB", scored
         )
