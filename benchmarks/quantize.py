@@ -1,8 +1,8 @@
 """What is left of a merged model in fewer bits: size, time, likeness to the checkpoint, and the task's own score.
 
-    python -m benchmarks.quantize ADAPTER --data DATASET_FOLDER
+    python -m benchmarks.quantize [ADAPTER --data DATASET_FOLDER]
 
-ADAPTER is a trained adapter's folder (benchmarks.approaches leaves one in LORIKEET_HOME/approaches/reuters-topics-LoRA), the
+ADAPTER is a trained adapter's folder (default: the one that benchmarks.forms has left), the
 folder its data set. The adapter is merged; every scheme and type is made by `lorikeet quantize` and `lorikeet export gguf`,
 which measure parity; then each is loaded by what will serve it, vLLM or llama.cpp, and asked the data set's evaluation rows.
 """
@@ -136,7 +136,7 @@ def table(forms: dict[str, Any]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("adapter", nargs="?", type=Path, default=home().root / "approaches" / "reuters-topics-LoRA")
+    parser.add_argument("adapter", nargs="?", type=Path, default=home().root / "forms" / "trained")
     parser.add_argument("--data", type=Path, default=home().datasets / "reuters-r8")
     parser.add_argument("--rows", type=int, default=100, help="evaluation rows to ask")
     parser.add_argument("--vllm", help=argparse.SUPPRESS)
