@@ -69,7 +69,7 @@ def write_reduced(kind: str, folder: Path, **changes: Any) -> None:
     name = find(rf"^lorikeet {kind} (\S+)", README)
     reduced = yaml.safe_load((ROOT / "configs" / kind / f"{name}.yaml").read_text(encoding="utf-8"))
     for field, value in changes.items():
-        reduced[field] = reduced[field] | value if isinstance(value, dict) else value
+        reduced[field] = reduced.get(field, {}) | value if isinstance(value, dict) else value
     (folder / f"{kind}.yaml").write_text(yaml.safe_dump(reduced), encoding="utf-8")
 
 
