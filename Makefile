@@ -53,11 +53,10 @@ check: install-dev ## The loop one runs all day: format, lint, types, import rul
 	@$(DEV)/pytest -q -n 4 --dist worksteal -m "not e2e and not slow and not gpu"
 
 .PHONY: test
-# Three processes on two cores, for most tests wait for something. Threads that wait for each other sleep: spinning, they take
-# the cores from the other processes and the engines.
+# Threads that wait for each other sleep: spinning, they take the cores from the other test process and the engines.
 test: export OMP_WAIT_POLICY := passive
-test: install-dev ## Everything, the real engine included (under 15 minutes on two cores)
-	@$(DEV)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
+test: install-dev ## Everything, the real engine included (seventeen minutes on two cores)
+	@$(DEV)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 
 .PHONY: format
 format: install-dev ## Format the code and mend what can be mended

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import orjson
-import psutil
 import pytest
 import pytest_asyncio
 
@@ -69,15 +68,3 @@ async def test_a_killed_engine_comes_back_with_its_adapters(restoring: EnginePro
     assert restoring.restarts == restarts + 1
     assert await answer(restoring.engine) == before
     assert not any(process.is_running() for process in everyone)
-
-
-async def test_a_restart_that_the_canary_asks_for_brings_a_new_process(restoring: EngineProcess) -> None:
-    before = await answer(restoring.engine)
-    assert restoring.pid is not None
-    old = psutil.Process(restoring.pid)
-    await restoring.restart("a test")
-    async with asyncio.timeout(240):
-        await restoring.reached("ready")
-    assert not old.is_running()
-    assert (await restoring.engine.adapters()).registered == {NAME}
-    assert await answer(restoring.engine) == before

@@ -19,8 +19,8 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 
 
 def shared_memory() -> set[Path]:
-    """A database that runs beside is none of ours."""
-    return {path for path in SHARED_MEMORY.iterdir() if not path.name.startswith("PostgreSQL.")}
+    """A database and joblib's workers that run beside are none of ours."""
+    return {path for path in SHARED_MEMORY.iterdir() if not path.name.startswith(("PostgreSQL.", "sem.loky-"))}
 
 
 def test_up_ends_with_a_real_answer_and_down_leaves_nothing(machine: Machine) -> None:
