@@ -28,7 +28,7 @@ from adapters.base import (
 from adapters.calibration import MAX_TOKENS, load_tokenizer
 from adapters.compressed import Scheme, quantized_modules, round_activations, write_dequantized
 from adapters.environments import Environment, Step, Tool, tqdm_step
-from adapters.errors import QuantizeError
+from adapters.errors import ParityError, QuantizeError
 from adapters.ladder import Limits, Rung, add_rung, read_report, read_rungs, write_report
 from adapters.manifest import Golden
 from adapters.parity import Questions, Reference, answer, check_memory, load_model, questions_for, quietly
@@ -130,7 +130,11 @@ def quantize_checkpoint(
         questions = questions_for(folder, info, goldens, prompts=prompts)
         rung = measure_rung(folder, made, scheme, questions, Path(temporary), report, task)
         rung = rung.model_copy(update={"note": _note(scheme, method, group), "accepted": accept})
-        add_rung(made, rung)
+        try:
+            add_rung(made, rung)
+        except ParityError as exc:
+            better = "" if rows else "Calibrated on training data it may be nearer: --data FOLDER. "
+            raise ParityError(f'{exc} {better}To keep it all the same: --accept "reason".') from exc
         write_base(made, _describe(made, out, info, scheme, report))
         result = Quantized(
             out=str(out),
