@@ -120,7 +120,7 @@ def test_what_is_outside_the_limits_is_not_kept_unless_a_reason_is_given(tmp_pat
     base = make_base(tmp_path / "base")
     strict = {"limits": SCHEMES["int8-weight-only"].limits.model_copy(update={"kl": 1e-9})}
     scheme = type(SCHEMES["int8-weight-only"])(**{**SCHEMES["int8-weight-only"].__dict__, **strict})
-    with pytest.raises(ParityError, match="KL is .* --data FOLDER.* --accept"):
+    with pytest.raises(ParityError, match=r"KL is .* --data FOLDER.* --accept"):
         quantize_checkpoint(base, tmp_path / "out", scheme, stand_in(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
     result = quantize_checkpoint(base, tmp_path / "out", scheme, stand_in(tmp_path), accept="a toy")
