@@ -10,6 +10,7 @@ gets right, beside the prompted base and QLoRA. About half an hour on two idle c
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     scores = {one["name"]: {"score": one["score"]} for one in ways["approaches"]}
     forms = {}
     for name in FORMS:
-        rounds = [[one for one in records if one.phase == f"{name}-{number}"] for number in range(given.rounds)]
+        rounds = [[one for one in records if one.phase == phase_of(name, number)] for number in range(given.rounds)]
         forms[name] = figures(rounds, given.seconds) | {"memory": memory[name]} | scores.get(name, {})
     return {"forms": forms, "ways": ways, "quantized": rung}
 
@@ -126,8 +127,8 @@ def run(own: Installation, models: Mapping[str, Sequence[str]], given: argparse.
         for name in FORMS if number % 2 == 0 else FORMS[::-1]:
             only = {"adapters": list(models[name])}
             phases += [
-                {"name": f"settle {name}-{number}", "duration_s": SETTLE_S, "measured": False, **only},
-                {"name": f"{name}-{number}", "duration_s": given.seconds, **only},
+                {"name": f"settle-{phase_of(name, number)}", "duration_s": SETTLE_S, "measured": False, **only},
+                {"name": phase_of(name, number), "duration_s": given.seconds, **only},
             ]
     plan = {
         "name": "forms",
@@ -144,6 +145,10 @@ def run(own: Installation, models: Mapping[str, Sequence[str]], given: argparse.
     own.settings["LORIKEET_API_KEY_ACME"] = own.keys["acme"]
     own.show("loadtest", "run", str(path), "--url", own.url, "--out", str(out), tenant="acme", ok=(0, 3))
     return list(read_run(out / "records.jsonl").records)
+
+
+def phase_of(form: str, number: int) -> str:
+    return f"{re.sub('[^a-z0-9]+', '-', form)}-{number}"
 
 
 def figures(rounds: Sequence[Sequence[Record]], seconds: float) -> dict[str, Any]:
