@@ -75,7 +75,7 @@ types: install-dev ## mypy --strict
 .PHONY: bench
 bench: install-dev ## Measure what docs/benchmarks.md reports, on a running `make up`; about fifteen minutes
 	@export PATH="$(CURDIR)/$(DEV):$$PATH"; \
-	for name in cpu_lora start overhead swap merged; do $(DEV)/python -m benchmarks.$$name; done
+	for name in cpu_lora start overhead swap; do $(DEV)/python -m benchmarks.$$name; done
 
 .PHONY: bench-merge
 bench-merge: install-dev ## Every form of one adapter under the same load, and what merging it takes; half an hour
