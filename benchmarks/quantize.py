@@ -10,6 +10,7 @@ which measure parity; then each is loaded by what will serve it, vLLM or llama.c
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -139,6 +140,9 @@ def main() -> None:
     parser.add_argument("adapter", nargs="?", type=Path, default=home().root / "forms" / "trained")
     parser.add_argument("--data", type=Path, default=home().datasets / "reuters-r8")
     parser.add_argument("--rows", type=int, default=100, help="evaluation rows to ask")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*WAYS, *TYPES], default=[*WAYS, *TYPES], help="of schemes and types"
+    )
     parser.add_argument("--vllm", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.vllm:
@@ -155,6 +159,8 @@ def main() -> None:
         forms["merged, bfloat16"] = {"size_bytes": size, "served": judged(ask_vllm(merged, prompts), wanted)}
         common = ["--adapter", str(asked.adapter), "--accept", ACCEPTED]
         for name, (scheme, rows) in WAYS.items():
+            if name not in asked.only:
+                continue
             out = scratch / name.replace(", ", "-")
             data = ["--data", str(asked.data), "--rows", str(rows)] if rows else []
             sample = [] if rows else ["--prompts", str(asked.data / "eval.jsonl")]
@@ -162,6 +168,8 @@ def main() -> None:
             forms[name] = _plain(made) | {"served": judged(ask_vllm(out, prompts), wanted)}
             console.print(name, forms[name]["served"])
         for kind in TYPES:
+            if kind not in asked.only:
+                continue
             file = scratch / f"{kind}.gguf"
             sample = ["--prompts", str(asked.data / "eval.jsonl")]
             made = lorikeet("export", "gguf", str(merged), "--type", kind, "--out", str(file), *sample, *common)
@@ -169,6 +177,7 @@ def main() -> None:
             console.print(kind, forms[f"GGUF {kind}"]["served"])
             file.unlink()
     command = f"python -m benchmarks.quantize {asked.adapter.name} --data {asked.data.name} --rows {asked.rows}"
+    command += f" --only {shlex.join(asked.only)}"
     path = save("quantize", {"command": command, "forms": forms})
     console.print(table(forms), f"Raw figures: {path}")
 
