@@ -56,7 +56,7 @@ check: install-dev ## The loop one runs all day: format, lint, types, import rul
 # Threads that wait for each other sleep: spinning, they take the cores from the other test process and the engines.
 test: export OMP_WAIT_POLICY := passive
 test: install-dev ## Everything, the real engine included (seventeen minutes on two cores)
-	@$(DEV)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
+	@$(DEV)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 
 .PHONY: format
 format: install-dev ## Format the code and mend what can be mended
@@ -73,9 +73,9 @@ types: install-dev ## mypy --strict
 	@$(DEV)/mypy
 
 .PHONY: bench
-bench: install-dev ## Measure what docs/benchmarks.md reports, on a running `make up`; about fifteen minutes
+bench: install-dev ## Measure what docs/benchmarks.md reports, on a running `make up`; about twenty minutes
 	@export PATH="$(CURDIR)/$(DEV):$$PATH"; \
-	for name in cpu_lora start overhead swap; do $(DEV)/python -m benchmarks.$$name; done
+	for name in cpu_lora engine_start start overhead swap; do $(DEV)/python -m benchmarks.$$name; done
 
 .PHONY: bench-merge
 bench-merge: install-dev ## Every form of one adapter under the same load, and what merging it takes; half an hour

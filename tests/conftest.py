@@ -7,6 +7,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -42,7 +43,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class OneEngine(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-    """Each file whole in one process, and in one of them all that share the session's engine: it starts once."""
+    """Each file whole in one process, and in one of them all that share the session's engine: it starts once.
+
+    The last process begins with what comes last. What waits more than it computes runs there beside the engines of the others.
+    """
+
+    def _assign_work_unit(self, node: Any) -> None:
+        if node is self.nodes[-1]:
+            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._assign_work_unit(node)
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]

@@ -17,13 +17,13 @@ from adapters.wording import one_line
 from gateway.errors import EngineStartError
 
 BASE_NAME = "base"  # what the engine calls the base model; no adapter's engine name is without a '/'
-PLUGIN_NAME = "lorikeet"  # entry point of gateway.engines.plugin, in pyproject.toml
+PLUGIN_NAME = "lorikeet"  # entry points of gateway.engines.plugin and .cpu_lora, in pyproject.toml
 PROFILES = Path(__file__).parents[2] / "configs" / "engines"
 
 # True of every engine of ours, on any machine. A profile's `env` wins.
 ENGINE_ENV = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-    "VLLM_PLUGINS": PLUGIN_NAME,  # an allow-list: nothing else that happens to be installed is loaded
+    "VLLM_PLUGINS": f"{PLUGIN_NAME},lorikeet_fork",  # an allow-list: nothing else that happens to be installed is loaded
     "VLLM_COMPUTE_NANS_IN_LOGITS": "1",  # counts what a poisoned cache answers: vllm:corrupted_requests_total
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",

@@ -66,7 +66,7 @@ def test_the_command_serves_the_model_on_the_socket_and_on_no_port() -> None:
 def test_the_environment_holds_what_keeps_the_engine_safe() -> None:
     env = engine_environment(load_profile("cpu"), {"PATH": "/bin"}, preload=("libx.so",))
     assert env["PATH"] == "/bin"
-    assert env["VLLM_PLUGINS"] == "lorikeet"
+    assert env["VLLM_PLUGINS"] == "lorikeet,lorikeet_fork"
     assert env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert env["VLLM_COMPUTE_NANS_IN_LOGITS"] == "1"
     assert (env["VLLM_ENABLE_V1_MULTIPROCESSING"], env["OMP_NUM_THREADS"]) == ("0", "1")
