@@ -53,8 +53,8 @@ check: install-dev ## The loop one runs all day: format, lint, types, import rul
 	@$(DEV)/pytest -q -n 4 --dist worksteal -m "not e2e and not slow and not gpu"
 
 .PHONY: test
-# Threads that wait for each other sleep: spinning, they take the cores from the other test process and the engines.
-test: export OMP_WAIT_POLICY := passive
+# Three processes and their engines share the cores: more threads would compute no faster, and wait for each other.
+test: export OMP_NUM_THREADS := 1
 test: install-dev ## Everything, the real engine included (seventeen minutes on two cores)
 	@$(DEV)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 

@@ -150,13 +150,22 @@ def main() -> None:
         return
     console = Console()
     forms: dict[str, Any] = {}
+    command = f"python -m benchmarks.quantize {asked.adapter.name} --data {asked.data.name} --rows {asked.rows}"
+    command += f" --only {shlex.join(asked.only)}"
+
+    def keep(name: str, form: dict[str, Any]) -> Path:
+        """What was measured is kept at once: all of it takes an hour."""
+        console.print(name, form["served"])
+        forms[name] = form
+        return save("quantize", {"command": command, "forms": forms})
+
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         merged = scratch / "merged"
         lorikeet("merge", str(asked.adapter), "--out", str(merged))
         prompts, wanted = questions(merged, asked.data, asked.rows)
         size = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
-        forms["merged, bfloat16"] = {"size_bytes": size, "served": judged(ask_vllm(merged, prompts), wanted)}
+        path = keep("merged, bfloat16", {"size_bytes": size, "served": judged(ask_vllm(merged, prompts), wanted)})
         common = ["--adapter", str(asked.adapter), "--accept", ACCEPTED]
         for name, (scheme, rows) in WAYS.items():
             if name not in asked.only:
@@ -165,20 +174,15 @@ def main() -> None:
             data = ["--data", str(asked.data), "--rows", str(rows)] if rows else []
             sample = [] if rows else ["--prompts", str(asked.data / "eval.jsonl")]
             made = lorikeet("quantize", str(merged), "--scheme", scheme, "--out", str(out), *data, *sample, *common)
-            forms[name] = _plain(made) | {"served": judged(ask_vllm(out, prompts), wanted)}
-            console.print(name, forms[name]["served"])
+            path = keep(name, _plain(made) | {"served": judged(ask_vllm(out, prompts), wanted)})
         for kind in TYPES:
             if kind not in asked.only:
                 continue
             file = scratch / f"{kind}.gguf"
             sample = ["--prompts", str(asked.data / "eval.jsonl")]
             made = lorikeet("export", "gguf", str(merged), "--type", kind, "--out", str(file), *sample, *common)
-            forms[f"GGUF {kind}"] = _plain(made) | {"served": judged(ask_llama_cpp(file, prompts, scratch), wanted)}
-            console.print(kind, forms[f"GGUF {kind}"]["served"])
+            path = keep(f"GGUF {kind}", _plain(made) | {"served": judged(ask_llama_cpp(file, prompts, scratch), wanted)})
             file.unlink()
-    command = f"python -m benchmarks.quantize {asked.adapter.name} --data {asked.data.name} --rows {asked.rows}"
-    command += f" --only {shlex.join(asked.only)}"
-    path = save("quantize", {"command": command, "forms": forms})
     console.print(table(forms), f"Raw figures: {path}")
 
 

@@ -3,18 +3,17 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.trainer.fresh import Fresh
 from trainer.job import DONE, FAILED, JOB_FILE, STOPPED, JobSpec
 from trainer.journal import JournalReader
 
-pytestmark = pytest.mark.slow  # each start imports torch
+pytestmark = pytest.mark.slow
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -40,23 +39,19 @@ def make_folder(folder: Path, base: Path, rows: Sequence[object], method: str = 
 ROWS = [{"prompt": f"question {number}", "completion": f"answer {number % 3}"} for number in range(12)]
 
 
-def start(folder: Path) -> "subprocess.Popen[bytes]":
-    with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "trainer.job", str(folder)], stdin=subprocess.PIPE, stdout=log, stderr=log
-        )
+def start(folder: Path) -> Fresh:
+    return Fresh("trainer.job", [str(folder)], log=folder / "log.txt")
 
 
 def keys(folder: Path) -> list[str]:
     return [entry.key for entry in JournalReader(folder).news()]
 
 
-def ended(process: "subprocess.Popen[bytes]", folder: Path) -> int:
+def ended(process: Fresh) -> int:
     code = process.wait(180)
-    assert process.stdin is not None
     process.stdin.close()
     if code not in (DONE, FAILED, STOPPED, -signal.SIGKILL):
-        pytest.fail(f"exit code {code}: {(folder / 'log.txt').read_text()[-3000:]}")
+        pytest.fail(f"exit code {code}: {process.said()}")
     return code
 
 
@@ -70,26 +65,25 @@ def wait_for(folder: Path, key: str, *, times: int = 1) -> None:
 
 def test_killed_twice_and_stopped_once_it_ends_like_an_undisturbed_one(tiny_base: Path, tmp_path: Path) -> None:
     whole = make_folder(tmp_path / "whole", tiny_base, ROWS)
-    assert ended(start(whole), whole) == DONE
+    assert ended(start(whole)) == DONE
     broken = make_folder(tmp_path / "broken", tiny_base, ROWS)
 
     killed = start(broken)
     wait_for(broken, "step:2")
     killed.kill()
-    assert ended(killed, broken) == -signal.SIGKILL
+    assert ended(killed) == -signal.SIGKILL
 
     orphaned = start(broken)
     wait_for(broken, "checkpoint:6")
-    assert orphaned.stdin is not None
     orphaned.stdin.close()  # what a killed worker leaves
     assert orphaned.wait(60) == -signal.SIGKILL
 
     stopped = start(broken)
     wait_for(broken, "phase:training", times=3)
     stopped.send_signal(signal.SIGTERM)
-    code = ended(stopped, broken)
+    code = ended(stopped)
     while code == STOPPED:
-        code = ended(start(broken), broken)
+        code = ended(start(broken))
     assert code == DONE
     for name in ("adapter", *(path.name for path in whole.glob("checkpoint-*"))):
         assert (broken / name / WEIGHTS).read_bytes() == (whole / name / WEIGHTS).read_bytes(), name
@@ -102,7 +96,7 @@ def test_killed_twice_and_stopped_once_it_ends_like_an_undisturbed_one(tiny_base
 
 def test_preferences_are_learned_on_top_of_an_adapter(tiny_base: Path, tmp_path: Path) -> None:
     first = make_folder(tmp_path / "first", tiny_base, ROWS)
-    assert ended(start(first), first) == DONE
+    assert ended(start(first)) == DONE
     pairs = [
         {
             "input": {"messages": [{"role": "user", "content": f"question {number}"}]},
@@ -113,7 +107,7 @@ def test_preferences_are_learned_on_top_of_an_adapter(tiny_base: Path, tmp_path:
     ]
     second = make_folder(tmp_path / "second", tiny_base, pairs, "dpo")
     (first / "adapter").rename(second / "further")
-    assert ended(start(second), second) == DONE
+    assert ended(start(second)) == DONE
     *_, last = JournalReader(second).news()
     assert last.kind == "finished"
     assert (second / "adapter" / WEIGHTS).read_bytes() != (second / "further" / WEIGHTS).read_bytes()
@@ -128,7 +122,7 @@ def test_rows_that_cannot_be_learned_from_fail_it_with_their_line(tiny_base: Pat
     wrong = {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}
     good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     folder = make_folder(tmp_path / "wrong", tiny_base, [good, wrong])
-    assert ended(start(folder), folder) == FAILED
+    assert ended(start(folder)) == FAILED
     *_, last = JournalReader(folder).news()
     assert (last.kind, last.data["code"], last.data["line"]) == ("failed", "invalid_training_file", 2)
     assert os.fspath(tmp_path) not in last.data["message"]

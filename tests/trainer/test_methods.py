@@ -21,6 +21,7 @@ from adapters.peft_format import load_config
 from adapters.tensors import open_tensors
 from adapters.validation import EngineLimits, validate_adapter
 from tests.trainer.conftest import build_base
+from tests.trainer.fresh import Fresh
 from trainer.config import TrainConfig
 from trainer.errors import TrainingError
 from trainer.examples import load_examples
@@ -350,18 +351,24 @@ def test_a_run_killed_and_resumed_ends_with_the_same_bytes(
         changes["adapter"] = str(train("start").adapter)
     (tmp_path / "tiny.yaml").write_text(json.dumps(config(**changes).model_dump(mode="json", exclude_none=True)))
     run, undisturbed, dice = tmp_path / "killed", tmp_path / "undisturbed", random.Random(kind)
-    command = [sys.executable, "-m", "lorikeet", "train", "tiny.yaml", "--processes", "1", "--into"]
-    environment = {**os.environ, "LORIKEET_HOME": str(tmp_path), "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(undisturbed)], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    command.append(str(run))
+
+    def start(into: Path, *more: str) -> Fresh:
+        command = ["train", "tiny.yaml", "--processes", "1", "--into", str(into), *more]
+        environment = {"LORIKEET_HOME": str(tmp_path)}
+        return Fresh("lorikeet", command, log=tmp_path / "log.txt", folder=tmp_path, environment=environment)
+
+    whole = start(undisturbed)
+    assert whole.wait() == 0, whole.said()
     steps = steps_of(undisturbed)
     for kill_at in sorted(dice.sample(range(1, steps), KILLS[kind])):
         more = ["--resume"] if (run / "config.json").is_file() else []
-        with subprocess.Popen([*command, *more], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and steps_of(run) < kill_at:
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-    subprocess.run([*command, "--resume"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+        killed = start(run, *more)
+        while killed.poll() is None and steps_of(run) < kill_at:
+            time.sleep(0.002)
+        killed.kill()
+        assert killed.wait() == -signal.SIGKILL, killed.said()
+    resumed = start(run, "--resume")
+    assert resumed.wait() == 0, resumed.said()
     assert weights(run / "adapter") == weights(undisturbed / "adapter")
     told, wanted = (read_metrics(each / "metrics.jsonl") for each in (run, undisturbed))
     assert [(each.stage, each.step, each.loss, each.eval_loss) for each in told] == [

@@ -15,7 +15,7 @@ from tests.factories import make_adapter
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
-LONG = 1000  # tokens: ten seconds and more on two cores
+LONG = 300  # tokens: seconds
 SHORT = 8
 
 
@@ -55,7 +55,7 @@ def two(machine: Machine, base_model: Path, tmp_path: Path) -> Two:
 async def until(two: Two, wanted: set[str]) -> None:
     async with asyncio.timeout(240):
         while set((await asyncio.to_thread(two.states)).values()) != wanted:  # noqa: ASYNC110
-            await asyncio.sleep(1)
+            await asyncio.sleep(4)  # asking takes half a second of the processor that the engine starts on
 
 
 async def streamed(client: httpx.AsyncClient, body: dict[str, Any], begun: asyncio.Event) -> tuple[str, str]:
