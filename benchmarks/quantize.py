@@ -181,7 +181,9 @@ def main() -> None:
             file = scratch / f"{kind}.gguf"
             sample = ["--prompts", str(asked.data / "eval.jsonl")]
             made = lorikeet("export", "gguf", str(merged), "--type", kind, "--out", str(file), *sample, *common)
-            path = keep(f"GGUF {kind}", _plain(made) | {"served": judged(ask_llama_cpp(file, prompts, scratch), wanted)})
+            path = keep(
+                f"GGUF {kind}", _plain(made) | {"served": judged(ask_llama_cpp(file, prompts, scratch), wanted)}
+            )
             file.unlink()
     console.print(table(forms), f"Raw figures: {path}")
 

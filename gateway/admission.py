@@ -48,9 +48,10 @@ class Ticket:
 class Scheduler:
     """Pure: the same calls give the same decisions."""
 
-    def __init__(self, *, slots: int, max_in_flight: int, patience_s: float) -> None:
-        """slots: distinct adapters that may be in flight at once."""
+    def __init__(self, *, slots: int, max_in_flight: int, patience_s: float, spare_slots: int = 0) -> None:
+        """slots: distinct adapters that may be in flight at once. spare_slots: of these for swaps only; one is always left."""
         self._slots = slots
+        self._spare_slots = min(spare_slots, slots - 1)
         self._max_in_flight = max_in_flight
         self._patience_s = patience_s
         self._waiting: dict[tuple[str, str | None], deque[Ticket]] = {}
@@ -117,8 +118,8 @@ class Scheduler:
             self._free(ticket.adapter)
 
     def begin_swap(self, adapter: str, now_s: float) -> None:
-        """The adapter is tried before it serves, and waits for nobody: where all slots are taken it is one too many, which the
-        engine makes wait, until the adapter longest in its slot has drained.
+        """The adapter is tried before it serves, and waits for nobody: where all slots are taken, the spare ones too, it is one
+        too many, which the engine makes wait, until the adapter longest in its slot has drained.
         """
         self._running[adapter] += 1
         self._since.setdefault(adapter, now_s)
@@ -146,7 +147,7 @@ class Scheduler:
         return admitted
 
     def _choose(self, now_s: float) -> Ticket | None:
-        slot_free = len(self._since) < self._slots
+        slot_free = self._free_slots() > 0
         heads = [group[0] for group in self._waiting.values()]
         if slot_free and (impatient := self._impatient(now_s)):
             return min(impatient, key=lambda ticket: (ticket.arrived_s, ticket.id))
@@ -177,12 +178,17 @@ class Scheduler:
         At most half of the slots, but one that has drained for long has a long answer to end and is not counted. Decided anew
         each time: when nobody is impatient any more, nobody drains.
         """
-        wanted = len({ticket.adapter for ticket in self._impatient(now_s)}) - (self._slots - len(self._since))
+        wanted = len({ticket.adapter for ticket in self._impatient(now_s)}) - self._free_slots()
         stuck = sum(now_s - began_s > STUCK * self._patience_s for began_s in self._draining.values())
         held = Counter(self._holder.values())
         order = sorted(self._since, key=lambda name: (-held[self._holder.get(name, "")], self._since[name], name))
         chosen = order[: max(0, min(wanted, max(1, self._slots // 2))) + (stuck if wanted > 0 else 0)]
         self._draining = {name: self._draining.get(name, now_s) for name in chosen}
+
+    def _free_slots(self) -> int:
+        """For requests: what swaps take comes out of the spare slots first."""
+        tried = len(self._since) - len(self._holder)
+        return self._slots - len(self._since) - max(0, self._spare_slots - tried)
 
     def _free(self, adapter: str) -> None:
         del self._since[adapter]

@@ -187,6 +187,7 @@ def open_replica(
         slots=profile.slots,
         max_in_flight=profile.max_in_flight,
         patience_s=settings.requests.patience_s,
+        spare_slots=settings.requests.spare_slots,
     )
     admission = Admission(
         scheduler,

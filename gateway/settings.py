@@ -70,6 +70,11 @@ class RequestSettings(_Section):
     patience_s: float = Field(
         3.0, gt=0, description="A request for a cold adapter that waited this long makes a busy LoRA slot drain for it."
     )
+    spare_slots: int = Field(
+        0,
+        ge=0,
+        description="LoRA slots kept for uploads that are tried. None: one drains for them where all are taken.",
+    )
 
 
 class LimitSettings(_Section):

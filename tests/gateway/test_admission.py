@@ -96,11 +96,11 @@ ARRIVALS = st.lists(
 )
 
 
-@given(arrivals=ARRIVALS, slots=st.integers(1, 3), budget=st.integers(1, 6))
+@given(arrivals=ARRIVALS, slots=st.integers(1, 3), spare=st.integers(0, 2), budget=st.integers(1, 6))
 def test_slots_and_budget_hold_and_everybody_is_served(
-    arrivals: list[tuple[str, str | None, int]], slots: int, budget: int
+    arrivals: list[tuple[str, str | None, int]], slots: int, spare: int, budget: int
 ) -> None:
-    turns = Scheduler(slots=slots, max_in_flight=budget, patience_s=1.0)
+    turns = Scheduler(slots=slots, max_in_flight=budget, patience_s=1.0, spare_slots=spare)
     running: list[Ticket] = []
     served: set[int] = set()
     now_s = 0.0
@@ -108,7 +108,7 @@ def test_slots_and_budget_hold_and_everybody_is_served(
     def step() -> None:
         running.extend(turns.admit(now_s))
         assert len(running) <= budget
-        assert len({request.adapter for request in running} - {None}) <= slots
+        assert len({request.adapter for request in running} - {None}) <= max(1, slots - spare)
 
     for number, (tenant, adapter, ends) in enumerate(arrivals):
         now_s += 0.3
@@ -248,6 +248,20 @@ def test_a_swap_where_a_slot_is_free_drains_nobody() -> None:
     assert turns.admit(1.0) == []
     turns.end_swap("new")
     assert [started.adapter for started in turns.admit(1.1)] == ["c"]
+
+
+def test_a_swap_into_a_spare_slot_drains_nobody() -> None:
+    turns = Scheduler(slots=3, max_in_flight=8, patience_s=1.0, spare_slots=1)
+    for number, adapter in enumerate(("a", "b", "c")):
+        turns.add(ticket(number, adapter=adapter))
+    assert [started.adapter for started in turns.admit(0.0)] == ["a", "b"]  # the third slot is for swaps
+    turns.begin_swap("new", 0.5)
+    for number, adapter in ((3, "a"), (4, "b")):
+        turns.add(ticket(number, adapter=adapter, arrived_s=0.5))
+    assert [started.adapter for started in turns.admit(0.5)] == ["a", "b"]
+    turns.begin_swap("another", 0.6)  # no slot is left for this one
+    turns.add(ticket(5, adapter="a", arrived_s=0.6))
+    assert turns.admit(0.6) == []
 
 
 def test_a_long_answer_is_felt_while_it_is_written() -> None:
