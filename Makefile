@@ -55,7 +55,7 @@ check: install-dev ## The loop one runs all day: format, lint, types, import rul
 .PHONY: test
 # Three processes and their engines share the cores: more threads would compute no faster, and wait for each other.
 test: export OMP_NUM_THREADS := 1
-test: install-dev ## Everything, the real engine included (seventeen minutes on two cores)
+test: install-dev ## Everything, the real engine included (under fifteen minutes on two cores, installation included)
 	@$(DEV)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 
 .PHONY: format

@@ -151,7 +151,8 @@ def main() -> None:
     console = Console()
     forms: dict[str, Any] = {}
     command = f"python -m benchmarks.quantize {asked.adapter.name} --data {asked.data.name} --rows {asked.rows}"
-    command += f" --only {shlex.join(asked.only)}"
+    if asked.only != [*WAYS, *TYPES]:
+        command += f" --only {shlex.join(asked.only)}"
 
     def keep(name: str, form: dict[str, Any]) -> Path:
         """What was measured is kept at once: all of it takes an hour."""
