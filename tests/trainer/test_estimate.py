@@ -90,6 +90,7 @@ EXPERTS = {"mixtral": {"num_local_experts": 4}, "qwen3_moe": {"num_experts": 4, 
 FAMILIES = "llama mistral qwen2 qwen3 smollm3 granite gemma gemma2 gemma3_text phi3 mixtral qwen3_moe".split()
 
 
+@pytest.mark.slow  # with PEFT, and fourteen models built
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")  # PEFT's own, of fused experts
 @pytest.mark.parametrize(
     ("family", "tied"), [*((family, None) for family in FAMILIES), ("llama", True), ("gemma", False)]
