@@ -78,9 +78,9 @@ bench: install-dev ## Measure what docs/benchmarks.md reports, on a running `mak
 	for name in cpu_lora engine_start start overhead swap; do $(DEV)/python -m benchmarks.$$name; done
 
 .PHONY: bench-merge
-bench-merge: install-dev ## Every form of one adapter under the same load, and what merging it takes; half an hour
+bench-merge: install-dev ## Every form of one adapter under the same load, and what merging it takes; an hour and a half
 	@export LORIKEET_ENGINE=cpu PATH="$(CURDIR)/$(DEV):$$PATH"; \
-	for name in forms merge_memory quantize; do $(DEV)/python -m benchmarks.$$name; done
+	for name in forms merge_memory quantize derived; do $(DEV)/python -m benchmarks.$$name; done
 
 .PHONY: bench-gateway
 bench-gateway: install-dev ## Others' gateways beside ours, a bare vLLM beside Lorikeet, a thousand adapters, a soak; ninety minutes

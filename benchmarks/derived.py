@@ -8,6 +8,7 @@ made of. Merges the first with the rung of the served adapter. Then `lorikeet ch
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,11 @@ def measure(own: Installation, made: Path, rows: int, seconds: float) -> dict[st
     allowed = ["--share", "0", "--force", "--reason", "a benchmark on one's own machine"]
     own.ask("deploy", "acme/topics@1", "--merged", "--from", str(own.root / "merged"), *allowed)
     chosen = own.ask("choose", "acme/topics@1", "--seconds", str(seconds))
-    return {"derived": derived, "scores": scores, "rungs": rungs, "choose": chosen}
+    document = {"derived": derived, "scores": scores, "rungs": rungs, "choose": chosen}
+    for one in derived.values():
+        del one["out"]
+    without_places: dict[str, Any] = json.loads(json.dumps(document).replace(f"{made}/", ""))
+    return without_places
 
 
 def scored(own: Installation, task: str, model: str, rows: int) -> Any:
