@@ -52,8 +52,8 @@ TYPES = {
         GgufType("q8_0", "q8_0", 7, Limits(kl=0.01, top1=0.95)),
         _mixed("q6_k", 18, Limits(kl=0.03, top1=0.93), "Q6_K", "Q6_K", "Q6_K"),
         _mixed("q5_k_m", 17, Limits(kl=0.1, top1=0.9), "Q5_K", "Q6_K", "Q6_K"),
-        _mixed("q4_k_m", 15, Limits(kl=0.2, top1=0.75), "Q4_K", "Q6_K", "Q6_K"),
-        _mixed("q4_0", 2, Limits(kl=0.2, top1=0.75), "Q4_0", "Q4_0", "Q6_K"),
+        _mixed("q4_k_m", 15, Limits(kl=0.2, top1=0.8), "Q4_K", "Q6_K", "Q6_K"),
+        _mixed("q4_0", 2, Limits(kl=0.2, top1=0.8), "Q4_0", "Q4_0", "Q6_K"),
     )
 }
 

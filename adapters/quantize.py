@@ -55,10 +55,10 @@ SCHEMES = {
     scheme.name: scheme
     for scheme in (
         QuantizationScheme(
-            "w8a8", "W8A8", "weights and activations in 8-bit integers", False, False, Limits(kl=0.1, top1=0.8)
+            "w8a8", "W8A8", "weights and activations in 8-bit integers", False, False, Limits(kl=0.1, top1=0.85)
         ),
         QuantizationScheme(
-            "fp8", "FP8_DYNAMIC", "weights and activations in 8-bit floats", False, False, Limits(kl=0.1, top1=0.8)
+            "fp8", "FP8_DYNAMIC", "weights and activations in 8-bit floats", False, False, Limits(kl=0.1, top1=0.85)
         ),
         QuantizationScheme(
             "int8-weight-only",
@@ -68,7 +68,7 @@ SCHEMES = {
             False,
             Limits(kl=0.02, top1=0.95),
         ),
-        QuantizationScheme("w4a16", "W4A16", "weights in 4-bit integers", True, True, Limits(kl=0.3, top1=0.7)),
+        QuantizationScheme("w4a16", "W4A16", "weights in 4-bit integers", True, True, Limits(kl=0.2, top1=0.8)),
     )
 }
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -44,6 +43,11 @@ def processor_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def running_s(socket: Path) -> float:
+    """Processor seconds of the engine so far."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes_of(socket))
+
+
 async def tokens_per_s(socket: Path) -> float:
     async def one(number: int) -> int:
         message = {"role": "user", "content": prompt(number)}
@@ -62,10 +66,10 @@ async def measure(profile: EngineProfile, model: Path, folder: Path) -> dict[str
     used, began = processor_s(), time.perf_counter()
     await host.start()
     ready_s = time.perf_counter() - began
-    memory = sum(psutil.Process(process.pid).memory_full_info().pss for process in processes_of(host.socket))
-    processor = sum(sum(psutil.Process(process.pid).cpu_times()[:2]) for process in processes_of(host.socket))
+    memory = sum(process.memory_full_info().pss for process in processes_of(host.socket))
+    processor = running_s(host.socket)
     speed = await tokens_per_s(host.socket)
-    before_stop = sum(sum(psutil.Process(process.pid).cpu_times()[:2]) for process in processes_of(host.socket))
+    before_stop = running_s(host.socket)
     began = time.perf_counter()
     await host.stop()
     stopped_s = time.perf_counter() - began

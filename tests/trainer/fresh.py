@@ -57,6 +57,8 @@ class Fresh:
 def _become(
     module: str, arguments: list[str], stdin: Connection, log: Path, folder: Path, environment: dict[str, str]
 ) -> None:
+    import torch
+
     os.dup2(stdin.fileno(), 0)
     stdin.close()
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
@@ -65,5 +67,6 @@ def _become(
         os.dup2(output.fileno(), 2)
     os.chdir(folder)
     os.environ.update(environment)
+    torch.set_num_threads(1)  # matrices this small only wait for a second thread
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
